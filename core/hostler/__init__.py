@@ -1,0 +1,96 @@
+"""hostler: a local engine host for language models.
+
+This is the surface for plugins; a plugin imports `hostler` and `hostler.testing`, nothing deeper. Names load when they are
+first used, so `import hostler` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hostler.domain import (
+        FinishReason,
+        MemoryEstimate,
+        MemoryUse,
+        Message,
+        SamplingParams,
+        Timings,
+        TokenLogprob,
+        TopLogprob,
+        Usage,
+    )
+    from hostler.engine import (
+        API_VERSION,
+        DeviceProbe,
+        EmbedResult,
+        Engine,
+        EngineInfo,
+        EngineProbe,
+        EngineSettings,
+        EngineSpec,
+        ModelFiles,
+        Progress,
+        SequenceSink,
+    )
+    from hostler.errors import (
+        ConfigError,
+        ContextLengthExceeded,
+        DownloadFailed,
+        EngineFailed,
+        HostlerError,
+        InsufficientMemory,
+        InvalidModelFile,
+        InvalidRequest,
+        ModelLoadFailed,
+        UnsupportedParameter,
+    )
+    from hostler.hookspecs import hookimpl
+    from hostler.library.gguf import GgufHeader, read_gguf_header
+    from hostler.sources.contract import RemoteFile, ResolvedSource, SourceContext, SourceSpec
+
+__version__ = "0.1.0"
+
+_HOME_OF = {
+    "hostler.domain": (
+        "FinishReason", "MemoryEstimate", "MemoryUse", "Message", "SamplingParams", "Timings", "TokenLogprob",
+        "TopLogprob", "Usage",
+    ),
+    "hostler.engine": (
+        "API_VERSION", "DeviceProbe", "EmbedResult", "Engine", "EngineInfo", "EngineProbe", "EngineSettings",
+        "EngineSpec", "ModelFiles", "Progress", "SequenceSink",
+    ),
+    "hostler.errors": (
+        "ConfigError", "ContextLengthExceeded", "DownloadFailed", "EngineFailed", "HostlerError", "InsufficientMemory",
+        "InvalidModelFile", "InvalidRequest", "ModelLoadFailed", "UnsupportedParameter",
+    ),
+    "hostler.hookspecs": ("hookimpl",),
+    "hostler.library.gguf": ("GgufHeader", "read_gguf_header"),
+    "hostler.sources.contract": ("RemoteFile", "ResolvedSource", "SourceContext", "SourceSpec"),
+}  # fmt: skip
+_MODULE_OF = {name: module for module, names in _HOME_OF.items() for name in names}
+
+__all__ = [
+    # contract
+    "API_VERSION", "DeviceProbe", "EmbedResult", "Engine", "EngineInfo", "EngineProbe", "EngineSettings", "EngineSpec",
+    "ModelFiles", "Progress", "SequenceSink", "hookimpl",
+    # sources
+    "RemoteFile", "ResolvedSource", "SourceContext", "SourceSpec",
+    # values
+    "FinishReason", "MemoryEstimate", "MemoryUse", "Message", "SamplingParams", "Timings", "TokenLogprob", "TopLogprob",
+    "Usage",
+    # errors
+    "ConfigError", "ContextLengthExceeded", "DownloadFailed", "EngineFailed", "HostlerError", "InsufficientMemory",
+    "InvalidModelFile", "InvalidRequest", "ModelLoadFailed", "UnsupportedParameter",
+    # files
+    "GgufHeader", "read_gguf_header",
+    "__version__",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'hostler' has no attribute {name!r}")
+    return getattr(importlib.import_module(module), name)

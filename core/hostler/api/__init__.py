@@ -1,0 +1,1 @@
+"""The HTTP API on Falcon: one module per resource noun, no engine knowledge."""

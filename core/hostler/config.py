@@ -1,0 +1,223 @@
+"""One table of settings: name, type, default, unit, environment name. The CLI's flags and docs/configuration.md are made
+from it.
+
+Floor 0; runs wherever a process starts. Order: command-line flag, then HOSTLER_* in the environment, then
+HOME/config.toml, then the default here. Settings of a model (ctx_len, ngl, ...) are not here: they belong to the model.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hostler.errors import ConfigError
+
+_TRUE = {"1", "true", "yes", "on"}
+_FALSE = {"0", "false", "no", "off", ""}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table."""
+
+    name: str
+    type: type
+    """bool, int, float, str, or list (of strings; comma-separated in the environment)."""
+    default: Any
+    unit: str
+    help: str
+    minimum: float | None = None
+    maximum: float | None = None
+
+    @property
+    def environment(self) -> str:
+        """The variable that sets it."""
+        return f"HOSTLER_{self.name.upper()}"
+
+    @property
+    def flag(self) -> str:
+        """The flag of `hostler serve` that sets it."""
+        return "--" + self.name.replace("_", "-")
+
+    def parse(self, value: Any, origin: str) -> Any:
+        """Turn text or a TOML value into this setting's type.
+
+        Raises:
+            ConfigError: Naming the setting, the value, where it came from and what would be accepted.
+        """
+        try:
+            parsed = self._convert(value)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{origin} sets {self.name} to {value!r}, which is not {_TYPE_WORDS[self.type]}", param=self.name
+            ) from error
+        too_small = self.minimum is not None and parsed < self.minimum
+        too_large = self.maximum is not None and parsed > self.maximum
+        if too_small or too_large:
+            low = "-" if self.minimum is None else f"{self.minimum:g}"
+            high = "" if self.maximum is None else f" to {self.maximum:g}"
+            limits = f"{low}{high}" if self.maximum is not None else f"at least {low}"
+            raise ConfigError(f"{origin} sets {self.name} to {parsed}; allowed: {limits}", param=self.name)
+        return parsed
+
+    def _convert(self, value: Any) -> Any:
+        if self.type is bool:
+            if isinstance(value, bool):
+                return value
+            word = str(value).strip().lower()
+            if word in _TRUE:
+                return True
+            if word in _FALSE:
+                return False
+            raise ValueError(word)
+        if self.type is list:
+            if isinstance(value, str):
+                return tuple(part.strip() for part in value.split(",") if part.strip())
+            if isinstance(value, list | tuple):
+                return tuple(str(part) for part in value)
+            raise TypeError(value)
+        if isinstance(value, bool):
+            raise TypeError(value)
+        if self.type is str:
+            return str(value)
+        return self.type(str(value)) if isinstance(value, str) else self.type(value)
+
+
+_TYPE_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list of strings",
+}
+
+MIB = 1024 * 1024
+
+SETTINGS: tuple[Setting, ...] = (
+    # -- address and access
+    Setting("host", str, "127.0.0.1", "", "Address to listen on; on loopback both 127.0.0.1 and ::1 are served."),
+    Setting("port", int, 1337, "", "Port to listen on; 0 takes a free one and prints it.", 0, 65535),
+    Setting("api_key", list, (), "", "Keys that clients must send; none: open on loopback, refused elsewhere."),
+    Setting("allow_open_bind", bool, False, "", "Serve a non-loopback address without a key; anyone who reaches it can use it."),
+    Setting("allowed_hosts", list, (), "", "Further names accepted in the Host header; localhost names and IP literals always pass."),
+    Setting("allowed_origins", list, (), "", "Further web origins accepted; those of localhost always pass; `*` accepts all."),
+    Setting("max_body_bytes", int, 32 * MIB, "bytes", "Largest request body; over it 413.", 1024),
+    # -- requests
+    Setting("max_requests", int, 128, "requests", "Everything that holds a thread: running and queued generations over all models, blocking starts and downloads, event streams; past it 429.", 1, 4096),
+    Setting("queue_len", int, 64, "requests", "Generations that may wait for a slot, per model; past it 429.", 0, 4096),
+    Setting("stall_timeout_s", float, 60.0, "s", "A reader that takes nothing for so long loses its request.", 1),
+    # -- models
+    Setting("default_model", str, "smollm2", "", "Model that a download request without a name means, and `serve` suggests."),
+    Setting("model", list, (), "", "Models to start with the server."),
+    Setting("autostart", bool, True, "", "Start a downloaded model when a request names it."),
+    Setting("keep_alive_s", float, 0.0, "s", "Stop a model that was idle for so long; 0: keep it until memory is needed.", 0),
+    Setting("max_loaded_models", int, 0, "models", "Models running at once; 0: as many as memory has room for.", 0),
+    Setting("memory_budget_bytes", int, 0, "bytes", "Memory that all models together may take; 0: what the machine has available.", 0),
+    Setting("start_timeout_s", float, 300.0, "s", "A load that makes no progress for so long is given up.", 1),
+    Setting("step_timeout_s", float, 120.0, "s", "A worker whose loop stands still for so long while it has work is killed as stalled.", 1),
+    Setting("stop_timeout_s", float, 10.0, "s", "How long a worker may take for an orderly stop before SIGTERM, and again before SIGKILL.", 0.1),
+    Setting("drain_timeout_s", float, 30.0, "s", "How long running requests may finish when the server is told to stop.", 0),
+    Setting("model_cache_bytes", int, 0, "bytes", "Weight files kept mapped and warm; 0: a quarter of memory.", 0),
+    # -- downloads
+    Setting("allow_file_sources", bool, False, "", "Accept file: sources and import paths over HTTP (the CLI always does)."),
+    Setting("proxy", str, "", "", "HTTP proxy for downloads; empty: the environment's."),
+    Setting("huggingface_token", str, "", "", "Token for gated models; empty: huggingface_hub's own."),
+    Setting("allow_insecure_downloads", bool, False, "", "Honour ignoreSSL and proxy of a download request."),
+    # -- logs
+    Setting("log_level", str, "info", "", "debug, info, warning or error."),
+    Setting("log_json", bool, False, "", "One JSON object per log line."),
+)  # fmt: skip
+BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+EXTRA_THREADS = 8
+"""waitress threads beyond `max_requests`, so that health and lists always find one."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings with their values; `settings.port` reads one."""
+
+    home: Path
+    values: Mapping[str, Any]
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Where each value came from: a flag, a variable, the file, or `default`."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.values[name]
+        except KeyError:
+            raise AttributeError(f"there is no setting named {name!r}") from None
+
+    def replace(self, **values: Any) -> Settings:
+        """A copy with some values changed, each parsed."""
+        parsed = {name: BY_NAME[name].parse(value, "replace") for name, value in values.items()}
+        return Settings(self.home, {**self.values, **parsed}, self.origins)
+
+
+def default_home(environ: Mapping[str, str] | None = None) -> Path:
+    """The data folder: HOSTLER_HOME, else the platform's place for user data."""
+    environ = os.environ if environ is None else environ
+    if environ.get("HOSTLER_HOME"):
+        return Path(environ["HOSTLER_HOME"]).expanduser().absolute()
+    import platformdirs  # late: only needed when the user did not say
+
+    return Path(platformdirs.user_data_dir("hostler", appauthor=False))
+
+
+def load_settings(
+    home: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Read all settings once.
+
+    Args:
+        home: Data folder; None: HOSTLER_HOME or the platform's.
+        flags: Values given on the command line; None values count as not given.
+        environ: The environment; None: the process's.
+
+    Raises:
+        ConfigError: For a bad value or an unknown name in config.toml, with the place it came from.
+    """
+    environ = os.environ if environ is None else environ
+    home = default_home(environ) if home is None else home
+    values: dict[str, Any] = {setting.name: setting.default for setting in SETTINGS}
+    origins = dict.fromkeys(values, "default")
+
+    def take(name: str, value: Any, origin: str) -> None:
+        values[name] = BY_NAME[name].parse(value, origin)
+        origins[name] = origin
+
+    path = home / "config.toml"
+    for name, value in _read_toml(path).items():
+        if name not in BY_NAME:
+            raise ConfigError(f"{path} sets {name!r}, which is no setting; docs/configuration.md lists them all", param=name)
+        take(name, value, str(path))
+    for setting in SETTINGS:
+        if setting.environment in environ:
+            take(setting.name, environ[setting.environment], setting.environment)
+    for name, value in (flags or {}).items():
+        if value is not None and value != ():
+            take(name, value, BY_NAME[name].flag)
+    if values["log_level"] not in {"debug", "info", "warning", "error"}:
+        raise ConfigError(
+            f"{origins['log_level']} sets log_level to {values['log_level']!r}; allowed: debug, info, warning, error",
+            param="log_level",
+        )
+    return Settings(home, values, origins)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as stream:
+            return tomllib.load(stream)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error

@@ -1,0 +1,214 @@
+"""The engine contract: what a plugin implements so that hostler can run models in its engine.
+
+Floor 2. An engine lives in a worker process of its own: one plugin, one model. The worker's loop receives, steps, emits;
+everything that is the same for all engines (chat templates, text assembly, stop strings, `max_tokens`, the token ring,
+back-pressure) is done by hostler, so that an engine only turns token ids into token ids.
+
+Threads: `load`, `add`, `cancel`, `step`, `embed`, `memory` and `close` are called from one thread, the engine thread.
+`tokenize` and `detokenize` may be called from a second thread while `step` runs; they must be safe beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import msgspec
+
+from hostler.domain import FinishReason, MemoryEstimate, MemoryUse, SamplingParams, TokenLogprob
+
+API_VERSION = 1
+"""Major version of this contract; a plugin names the one it was built for in its EngineSpec."""
+
+Progress = Callable[[float], bool]
+"""Takes the loaded fraction, 0 to 1; False means: stop loading and raise. Each call renews the start deadline."""
+
+
+class ModelFiles(msgspec.Struct, frozen=True):
+    """Where a model lies. `primary` is what an engine opens: a GGUF file (of a split model the first part) or a folder."""
+
+    primary: str
+    format: str
+    """`gguf`, `onnxgenai`, ... as the EngineSpec lists them."""
+    others: tuple[str, ...] = ()
+    """Further files by absolute path: later parts, a projector."""
+
+
+class EngineSettings(msgspec.Struct, frozen=True):
+    """What was asked of a run, already validated and granted by the ledger. Names are Jan's (spec/API.md 5.0)."""
+
+    ctx_len: int
+    """Tokens per slot; never divided among slots."""
+    n_parallel: int = 4
+    """Concurrent slots."""
+    ngl: int = 100
+    """Layers on the GPU; at or above the layer count: all."""
+    cpu_threads: int = 0
+    """0: the physical cores this process may use."""
+    embedding: bool = True
+    n_batch: int = 512
+    flash_attn: bool = True
+    use_mmap: bool = True
+    mlock: bool = False
+    cache_type: str = "f16"
+    caching_enabled: bool = True
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, ...; anything but auto is a demand that fails when it cannot be met."""
+    model_name: str = ""
+    extra: dict[str, Any] = {}
+    """Settings that only this engine knows, as the user wrote them."""
+
+
+class EngineInfo(msgspec.Struct, frozen=True):
+    """What an engine says of the model it has loaded."""
+
+    n_ctx: int
+    """Tokens one sequence can really hold, prompt and answer together."""
+    n_slots: int
+    """Sequences that can be active at once."""
+    n_vocab: int
+    n_ctx_train: int = 0
+    """Context the model was trained for; 0 when unknown."""
+    device: str = "cpu"
+    chat_template: str | None = None
+    """Jinja source as the model's files carry it; None: no template, chat needs one from the settings."""
+    special_texts: tuple[str, ...] = ()
+    """Texts of control tokens such as `<|im_end|>`; inside a user's message they must stay text."""
+    bos_text: str = ""
+    eos_text: str = ""
+    adds_bos: bool = False
+    """`tokenize(add_special=True)` puts a BOS in front."""
+    can_embed: bool = False
+    n_embd: int = 0
+    version: str = ""
+    """Engine and library version, for humans and for cache keys."""
+    warnings: tuple[str, ...] = ()
+    """Settings that were accepted but have no effect here."""
+
+
+@runtime_checkable
+class SequenceSink(Protocol):
+    """What an engine holds of a request: read the fields, call the methods, from the engine thread.
+
+    Created by the worker (`worker/sequence.py`) and, in tests, by `hostler.testing`.
+    """
+
+    id: int
+    """Unique within the worker's life."""
+    tokens: Sequence[int]
+    """The prompt's token ids, at least one, at most n_ctx - 1."""
+    params: SamplingParams
+    """`seed` is never SEED_RANDOM here: the worker has drawn one. `stop` and `max_tokens` are not the engine's business."""
+    cache_prompt: bool
+    """False: do not reuse another request's KV for this prompt."""
+
+    @property
+    def is_paused(self) -> bool:
+        """True while its reader is too slow: leave it out of this step, keep its slot and KV."""
+
+    def begin(self, n_cached: int) -> None:
+        """Its prefill starts; `n_cached` prompt tokens need no evaluation. Call once, before the first `prefilled`."""
+
+    def prefilled(self, n_done: int) -> None:
+        """`n_done` prompt tokens (cached ones included) are in the KV cache now. Call after each chunk."""
+
+    def push(self, token_id: int, piece: bytes, logprob: TokenLogprob | None = None) -> bool:
+        """Hand over one output token. False: the sequence is over (stop string, max_tokens, context full); free its slot.
+
+        Args:
+            token_id: Never an end-of-generation token, save with `ignore_eos`.
+            piece: The token's bytes; may end inside a UTF-8 character.
+            logprob: Required when `params.logprobs` is not None.
+        """
+
+    def end(self, reason: FinishReason, message: str = "") -> None:
+        """The engine ends it: STOP at an end-of-generation token, ERROR with a message a user can read. Frees nothing."""
+
+
+class EmbedResult(msgspec.Struct, frozen=True):
+    """Embeddings of several inputs, not normalised."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    """float32, (n_inputs, n_embd)."""
+    n_tokens: int
+
+
+class Engine(Protocol):
+    """One engine with one model. Raising `hostler.HostlerError` anywhere shows its text to the user; anything else is a bug
+    of the engine: it fails the call's sequences (`step`: the worker) and is reported with its traceback."""
+
+    def load(self, files: ModelFiles, settings: EngineSettings, progress: Progress) -> EngineInfo:
+        """Load the model and evaluate something small, so that what cannot run fails here.
+
+        Raises:
+            ModelLoadFailed, InvalidModelFile: With the reason a user can act on.
+        """
+
+    def add(self, sequence: SequenceSink) -> None:
+        """Take a sequence into a free slot; called only while fewer than `n_slots` are active. Evaluates nothing yet."""
+
+    def cancel(self, sequence_id: int) -> None:
+        """Drop a sequence before the next step: its slot and KV are free on return. Unknown ids are ignored."""
+
+    def step(self) -> bool:
+        """Advance every active, unpaused sequence once: one prefill chunk or one token each. False: nothing to do."""
+
+    def embed(self, inputs: Sequence[Sequence[int]]) -> EmbedResult:
+        """Embed token sequences, each at least one token.
+
+        Raises:
+            UnsupportedParameter: This engine or model cannot embed.
+        """
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Text to token ids. `add_special`: BOS and the like as the model wants; `parse_special`: read control tokens."""
+
+    def detokenize(self, token_ids: Sequence[int]) -> bytes:
+        """Token ids to bytes, control tokens rendered as nothing."""
+
+    def memory(self) -> MemoryUse:
+        """Bytes in use by the engine's own account."""
+
+    def close(self) -> None:
+        """Free the model; called once, no call follows."""
+
+
+class DeviceProbe(msgspec.Struct, frozen=True):
+    """One device an engine could use."""
+
+    name: str
+    """`cpu`, `cuda`, `dml`, ..."""
+    is_available: bool
+    reason: str = ""
+    """Why not, and what to do; or what it is (`AVX512, 2 threads`)."""
+
+
+class EngineProbe(msgspec.Struct, frozen=True):
+    """What an engine finds on this machine."""
+
+    version: str
+    devices: tuple[DeviceProbe, ...]
+
+
+class EngineSpec(msgspec.Struct, frozen=True):
+    """What a plugin registers: cheap to make, no engine library imported."""
+
+    name: str
+    """As users see it: `llamacpp`."""
+    formats: tuple[str, ...]
+    """Model formats it takes: `gguf`, `onnxgenai`, ..."""
+    engine: str
+    """`package.module:Class`, imported in a worker only; called without arguments it gives an Engine."""
+    probe: str
+    """`package.module:function` without arguments giving an EngineProbe; run in a process of its own."""
+    estimate: Callable[[Path, EngineSettings], MemoryEstimate] | None = None
+    """Called in the host with the primary path before a load: bytes that a run would take. Must import nothing heavy. None:
+    the ledger counts the files' size alone."""
+    context_length: Callable[[Path], int] | None = None
+    """Called in the host: the context the model's file allows, 0 when unknown."""
+    environment: Mapping[str, str] = {}
+    """Set in the worker before the engine is imported, unless the user has set it."""
+    api_version: int = API_VERSION
+    version: str = ""
+    """The plugin's own version."""

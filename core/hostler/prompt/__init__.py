@@ -1,0 +1,1 @@
+"""From messages to prompt text; runs in the worker, beside its loop."""

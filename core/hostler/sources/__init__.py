@@ -1,0 +1,1 @@
+"""Model sources that come with hostler; each is a plugin that registers one scheme."""
