@@ -189,6 +189,16 @@ class FinishEvent(msgspec.Struct, frozen=True):
 GenerationEvent = TextEvent | PrefillEvent | FinishEvent
 
 
+class ModelFiles(msgspec.Struct, frozen=True):
+    """Where a model lies. `primary` is what an engine opens: a GGUF file (of a split model the first part) or a folder."""
+
+    primary: str
+    format: str
+    """`gguf`, `onnxgenai`, ... as the engines list them."""
+    others: tuple[str, ...] = ()
+    """Further files by absolute path: later parts, a projector."""
+
+
 class MemoryEstimate(msgspec.Struct, frozen=True):
     """Bytes a running model takes, before it is loaded."""
 

@@ -17,22 +17,13 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from hostler.domain import FinishReason, MemoryEstimate, MemoryUse, SamplingParams, TokenLogprob
+from hostler.domain import ModelFiles as ModelFiles  # part of the contract, shown here
 
 API_VERSION = 1
 """Major version of this contract; a plugin names the one it was built for in its EngineSpec."""
 
 Progress = Callable[[float], bool]
 """Takes the loaded fraction, 0 to 1; False means: stop loading and raise. Each call renews the start deadline."""
-
-
-class ModelFiles(msgspec.Struct, frozen=True):
-    """Where a model lies. `primary` is what an engine opens: a GGUF file (of a split model the first part) or a folder."""
-
-    primary: str
-    format: str
-    """`gguf`, `onnxgenai`, ... as the EngineSpec lists them."""
-    others: tuple[str, ...] = ()
-    """Further files by absolute path: later parts, a projector."""
 
 
 class EngineSettings(msgspec.Struct, frozen=True):
