@@ -1,7 +1,7 @@
 """For the authors of engine plugins: run the engine contract's checks, and fakes to test against.
 
-Floor 2; for test processes only. `check_engine_contract` runs every check; `contract_checks` and `EngineContract` run them
-one by one under pytest:
+Floor 2; for test processes only. `check_engine_contract` runs every check; `contract_checks` and `EngineContract` run
+them one by one under pytest:
 
     @pytest.fixture(scope="module")
     def contract():

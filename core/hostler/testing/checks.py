@@ -1,6 +1,7 @@
-"""The checks of the engine contract: one function each; its name is the check's, its docstring the rule. Floor 2, tests only.
+"""The checks of the engine contract: one function each, named after its rule. Floor 2, tests only.
 
-Each gets an EngineContract whose engine has no active sequence, and leaves it so.
+Each docstring is the rule in full. Each check gets an EngineContract whose engine has no active sequence, and leaves it
+so.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def check(function: Check) -> Check:
 
 @check
 def load_gives_sane_info(c: EngineContract) -> None:
-    """`load` returns an EngineInfo that is true of the settings, and reports progress within 0 to 1, never going back."""
+    """`load` returns an EngineInfo true of the settings, and reports progress within 0 to 1, never going back."""
     info = c.info
     assert isinstance(info, EngineInfo), f"load() gave {info!r}, not an EngineInfo"
     assert info.n_vocab > 0, f"n_vocab is {info.n_vocab}"
@@ -119,10 +120,11 @@ def load_refuses_what_is_no_model(c: EngineContract) -> None:
             try:
                 engine.load(files, c.settings, lambda _: True)
             except HostlerError as error:
-                assert str(error).strip(), f"a {kind} model was refused without a text"
+                refusal = str(error)
             else:
                 engine.close()
                 raise AssertionError(f"load() took a {kind} model")
+            assert refusal.strip(), f"a {kind} model was refused without a text"
 
 
 # -- tokens ---------------------------------------------------------------------------------------------------------
@@ -154,7 +156,7 @@ def text_survives_tokenization(c: EngineContract) -> None:
 
 @check
 def special_tokens_are_read_only_when_asked(c: EngineContract) -> None:
-    """With `parse_special` false the text of a control token stays text; with it true it is one token that renders as nothing.
+    """With `parse_special` false a control token's text stays text; with it true it is a token that renders as nothing.
 
     `add_special` puts the BOS in front exactly when EngineInfo says `adds_bos`.
     """
@@ -228,7 +230,7 @@ def tokens_stream_one_step_at_a_time(c: EngineContract) -> None:
 
 @check
 def pieces_are_the_tokens_bytes(c: EngineContract) -> None:
-    """Each pushed piece is its token's raw bytes: characters split across tokens come out whole when pieces are joined."""
+    """Each pushed piece is its token's raw bytes: split characters come out whole in the joined pieces."""
     emoji = _tokenize(c, "🦙🚂世界é")
     joined = b"".join(c.engine.detokenize([token]) for token in emoji)
     assert _without_leading_space(joined) == "🦙🚂世界é".encode(), (
@@ -246,7 +248,7 @@ def pieces_are_the_tokens_bytes(c: EngineContract) -> None:
 
 @check
 def stop_strings_end_it_across_pieces(c: EngineContract) -> None:
-    """When `push` gives False because of a stop string that spans two pieces, the sequence is over and its slot is free."""
+    """When `push` gives False at a stop string that spans two pieces, the sequence is over and its slot is free."""
     reference = c.answer(PROMPTS[1], c.greedy(40))
     ends = [len(b"".join(reference.pieces[: index + 1])) for index in range(len(reference.pieces))]
     whole = b"".join(reference.pieces).decode("utf-8", "replace")
@@ -258,13 +260,16 @@ def stop_strings_end_it_across_pieces(c: EngineContract) -> None:
             break
     else:
         raise AssertionError(f"the model's answer has no place to cut at: {reference.text!r}; use another model")
+    n_told = 0
     for _ in range(c.info.n_slots + 1):  # once more than there are slots: a slot that is not freed is missed
         sequence = c.answer(PROMPTS[1], c.greedy(40, stop=(stop,)))
-        if sequence.token_ids != reference.token_ids[: index + 2] and c.allow_near_tie:
-            continue
+        if c.allow_near_tie and sequence.token_ids[: index + 2] != reference.token_ids[: index + 2]:
+            continue  # another answer, which tells nothing of this stop string
+        n_told += 1
         assert sequence.reason is FinishReason.STOP, f"it ended with {sequence.reason}, not at {stop!r}"
         assert sequence.stop_string == stop, f"it stopped at {sequence.stop_string!r}, not at {stop!r}"
         assert sequence.text == whole[: ends[index] - 1], f"text before {stop!r} is {sequence.text!r}"
+    assert n_told, f"not one of {c.info.n_slots + 1} greedy answers began like the first: {reference.text!r}"
 
 
 @check
@@ -279,21 +284,19 @@ def a_full_answer_frees_its_slot(c: EngineContract) -> None:
 
 @check
 def the_model_can_end_its_answer(c: EngineContract) -> None:
-    """At an end-of-generation token the engine calls end(STOP) and pushes nothing for it; with `ignore_eos` it goes on."""
+    """At an end-of-generation token the engine calls end(STOP) and pushes nothing; with `ignore_eos` it goes on."""
     prompt = c.ending_prompt if c.ending_prompt is not None else _ending_prompt(c.info)
     tokens = list(c.engine.tokenize(prompt, add_special=True, parse_special=True))
     n_free = c.info.n_ctx - len(tokens)
     assert n_free > 8, f"the ending prompt of {len(tokens)} tokens does not fit in n_ctx {c.info.n_ctx}"
     sequence = c.answer(tokens, c.greedy(n_free, ignore_eos=False))
-    assert sequence.is_ended_by_engine and sequence.reason is FinishReason.STOP, (
+    assert (sequence.is_ended_by_engine, sequence.reason) == (True, FinishReason.STOP), (
         f"the answer to {prompt!r} did not end by itself within {n_free} tokens ({sequence.reason}); "
         f"give `ending_prompt` one whose answer does: {sequence.text!r}"
     )
     n_tokens = min(len(sequence.token_ids) + 4, n_free)
     longer = c.answer(tokens, c.greedy(n_tokens, ignore_eos=True))
-    assert len(longer.token_ids) == n_tokens, (
-        f"with ignore_eos it ended after {len(longer.token_ids)} of {n_tokens} tokens"
-    )
+    assert len(longer.token_ids) == n_tokens, f"with ignore_eos {len(longer.token_ids)} of {n_tokens} tokens came"
 
 
 def _ending_prompt(info: EngineInfo) -> str:
@@ -342,7 +345,7 @@ def prefill_goes_in_chunks(c: EngineContract) -> None:
     """A prompt of several n_batch takes several steps, and sequences in decode get a token in each of them."""
     n_tokens = min(c.n_long(1.0), 4 * c.settings.n_batch)
     assert n_tokens > 2 * c.settings.n_batch, (
-        f"n_batch {c.settings.n_batch} is too large for ctx_len {c.info.n_ctx}; give the kit settings with a smaller one"
+        f"n_batch {c.settings.n_batch} is too large for n_ctx {c.info.n_ctx}; give the kit settings with a smaller one"
     )
     talking = c.sequence(PROMPTS[2], c.greedy(32)) if c.info.n_slots > 1 else None
     long = c.sequence(c.long_tokens(n_tokens), c.greedy(4))
@@ -357,9 +360,7 @@ def prefill_goes_in_chunks(c: EngineContract) -> None:
             driver.step()
             n_steps += 1
             if talking is not None and not talking.is_over:
-                assert len(talking.token_ids) > n_before, (
-                    "a sequence in decode got no token while another's prompt came in"
-                )
+                assert len(talking.token_ids) > n_before, "decode stood still while another's prompt came in"
         assert n_steps >= 2, f"a prompt of {n_tokens} tokens was evaluated in one step; n_batch is {c.settings.n_batch}"
         assert long.prefilled_counts == sorted(set(long.prefilled_counts)), f"prefilled(): {long.prefilled_counts}"
 
@@ -578,8 +579,8 @@ def a_known_prefix_is_reused(c: EngineContract) -> None:
     second = c.answer(turn, c.greedy(12), cache_prompt=True)
     fresh = c.answer(turn, c.greedy(12), cache_prompt=False)
     assert fresh.n_cached == 0, f"with cache_prompt=False begin() said {fresh.n_cached} cached tokens"
-    assert second.n_cached is not None and second.n_cached >= len(prompt) // 2, (
-        f"of a prompt of {len(turn)} tokens whose first {len(prompt)} had just been evaluated {second.n_cached} were reused"
+    assert (second.n_cached or 0) >= len(prompt) // 2, (
+        f"of {len(turn)} prompt tokens, the first {len(prompt)} just evaluated, {second.n_cached} were reused"
     )
     c.assert_same(fresh, second, "with a reused prefix")
 
@@ -635,15 +636,11 @@ def logprobs_are_probabilities(c: EngineContract) -> None:
                 f"a log probability is above 0 or not finite: {logprob}"
             )
             assert values == sorted(values, reverse=True), f"the candidates are not in order: {values}"
-            assert sum(math.exp(value) for value in values) <= 1.001, (
-                f"the candidates' probabilities sum to over 1: {values}"
-            )
+            assert sum(math.exp(value) for value in values) <= 1.001, f"probabilities that sum to over 1: {values}"
             same = [top.logprob for top in logprob.top if top.token_id == token]
             assert all(abs(value - logprob.logprob) < 1e-3 for value in same), f"two values for one token: {logprob}"
             if temperature == 0.0 and n_top:
-                assert logprob.logprob >= values[0] - 1e-3, (
-                    f"a greedy choice that is not the most likely token: {logprob}"
-                )
+                assert logprob.logprob >= values[0] - 1e-3, f"a greedy choice that is not the best: {logprob}"
             if values and not same:
                 assert logprob.logprob <= values[-1] + 1e-3, f"a likely token is missing in the candidates: {logprob}"
 
@@ -653,14 +650,15 @@ def logprobs_are_probabilities(c: EngineContract) -> None:
 
 @check
 def embeddings_are_given_or_refused(c: EngineContract) -> None:
-    """`embed` gives one finite vector of n_embd an input, the same each time, and leaves running sequences alone; an engine
-    that cannot raises UnsupportedParameter."""
+    """`embed` gives a finite vector of n_embd for each input, the same each time, and leaves running sequences alone.
+
+    An engine that cannot embed raises UnsupportedParameter.
+    """
     inputs = [_tokenize(c, PROMPTS[0]), _tokenize(c, PROMPTS[1])]
     if not c.info.can_embed:
         try:
             c.engine.embed(inputs)
-        except UnsupportedParameter as error:
-            assert str(error).strip(), "embed() was refused without a text"
+        except UnsupportedParameter:
             return
         raise AssertionError("can_embed is false, but embed() did not raise UnsupportedParameter")
     reference = c.answer(PROMPTS[2], c.greedy(12))
@@ -710,7 +708,8 @@ def close_gives_the_memory_back(c: EngineContract) -> None:
         sizes.append(_resident_bytes())
     growth = min(sizes[1] - sizes[0], sizes[2] - sizes[1])
     assert growth <= c.memory_margin_bytes, (
-        f"each load, use and close left {growth / 2**20:.0f} MiB behind; margin: {c.memory_margin_bytes / 2**20:.0f} MiB"
+        f"each load, use and close left {growth / 2**20:.0f} MiB behind, over the margin of "
+        f"{c.memory_margin_bytes / 2**20:.0f} MiB"
     )
 
 

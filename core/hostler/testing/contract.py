@@ -1,7 +1,7 @@
 """The conformance kit's frame: one engine loaded, named checks run against it. The checks stand in checks.py.
 
-Floor 2, for the authors of engine plugins: in a test process, one thread (one check starts a second). It needs no worker,
-no server and no network, but real model files.
+Floor 2, for the authors of engine plugins: in a test process, one thread (one check starts a second). It needs no
+worker, no server and no network, but real model files.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def check_engine_contract(
         settings: Small ones make the checks fast and sharp: `ctx_len` 256 to 1024, `n_parallel` 2 to 8 and `n_batch` at
             most a quarter of `ctx_len`.
         without: As for `contract_checks`.
-        allow_near_tie: Engines whose arithmetic depends on what else is in a batch may choose differently between two tokens
-            of almost equal probability. Where texts should be equal, a difference is let pass when the engine's own log
-            probabilities of the two tokens at the first split differ by less than this. 0: texts must be equal.
-        ending_prompt: A prompt (control tokens are read) whose greedy answer ends by itself within the context. None: the
-            model's chat template with a short question, without a template the question alone.
+        allow_near_tie: Engines whose arithmetic depends on what else is in a batch may choose differently between two
+            tokens of almost equal probability. Where texts should be equal, a difference is let pass when the engine's
+            own log probabilities of the two tokens at the first split differ by less than this. 0: texts must be equal.
+        ending_prompt: A prompt (control tokens are read) whose greedy answer ends by itself within the context. None:
+            the model's chat template with a short question, without a template the question alone.
         max_tokens_per_step: 1; more for an engine that speculates.
         memory_margin_bytes: How much more resident memory a second load, use and close may leave behind.
 
@@ -163,7 +163,9 @@ class EngineContract:
     @property
     def info(self) -> EngineInfo:
         """What the engine said of its model."""
-        assert self.engine is not None and self._info is not None
+        if self._info is None:
+            _ = self.engine
+        assert self._info is not None
         return self._info
 
     @contextmanager
@@ -196,7 +198,7 @@ class EngineContract:
         return max(4, int((self.info.n_ctx - 40) * share))
 
     def greedy(self, n_tokens: int = 24, *, ignore_eos: bool = True, stop: tuple[str, ...] = ()) -> SamplingParams:
-        """Parameters of an answer that must come out the same each time, with log probabilities if near ties need them."""
+        """Parameters of an answer that must repeat, with log probabilities where near ties need them."""
         return SamplingParams(
             temperature=0.0,
             seed=1,

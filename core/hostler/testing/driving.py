@@ -100,7 +100,7 @@ class Driver:
             raise ContractError(f"what the test waits for did not happen; active: {list(self.active.values())}")
 
     def run(self, sequences: Iterable[RecordingSequence] = (), *, max_steps: int = 100_000) -> None:
-        """Run sequences to their ends, as many at once as there are slots; later ones take slots as they become free."""
+        """Run sequences to their ends, as many at once as there are slots; later ones wait for a free one."""
         waiting = list(sequences)
         for _ in range(max_steps):
             while waiting and len(self.active) < self._n_slots:

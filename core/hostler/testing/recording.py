@@ -1,8 +1,8 @@
 """RecordingSequence: a request as an engine sees it, which keeps everything the engine does with it.
 
-Floor 2, for tests only: in-process, one thread, no ring. It ends a sequence for the same reasons as a worker does (stop
-string, `max_tokens`, context full), and it collects every breach of the SequenceSink contract in `violations` instead of
-raising: an exception inside `push` could be caught by the engine that caused it.
+Floor 2, for tests only: in-process, one thread, no ring. It ends a sequence for the same reasons as a worker does
+(stop string, `max_tokens`, context full), and collects every breach of the SequenceSink contract in `violations`: an
+exception raised inside `push` could be caught by the engine that caused it.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class RecordingSequence:
         self.violations: list[str] = []
 
         self._is_paused = False
-        self._n_ctx = n_ctx
-        self._stop_after = stop_after
+        limits = (params.max_tokens, stop_after, None if n_ctx is None else n_ctx - len(self.tokens))
+        self._max_tokens = min(limit for limit in limits if limit is not None)
         self._text = Text(params.stop)
         self._thread = threading.get_ident()
 
@@ -99,7 +99,7 @@ class RecordingSequence:
         self._is_paused = False
 
     def mark_cancelled(self) -> None:
-        """Note that the test has called `engine.cancel`; whatever the engine does with it from now on is a violation."""
+        """Note that the test has called `engine.cancel`; whatever the engine does with it now is a violation."""
         self.reason = FinishReason.CANCELLED
 
     # -- SequenceSink: what the engine does -----------------------------------------------------------------------
@@ -150,9 +150,7 @@ class RecordingSequence:
         self.stop_string = self._text.add(piece)
         if self.stop_string is not None:
             self.reason = FinishReason.STOP
-        elif len(self.token_ids) >= self.params.max_tokens or len(self.token_ids) == self._stop_after:
-            self.reason = FinishReason.LENGTH
-        elif self._n_ctx is not None and len(self.tokens) + len(self.token_ids) >= self._n_ctx:
+        elif len(self.token_ids) >= self._max_tokens:
             self.reason = FinishReason.LENGTH
         if self.reason is not None:
             self._text.finish()

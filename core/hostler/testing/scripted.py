@@ -132,11 +132,11 @@ class ScriptedEngine:
                     del self._sequences[playing.sequence.id]
         return has_worked
 
-    def embed(self, inputs: Sequence[Sequence[int]]) -> EmbedResult:
+    def embed(self, inputs: Sequence[Sequence[int]]) -> EmbedResult:  # noqa: ARG002 - the contract's signature
         """See Engine."""
         raise UnsupportedParameter("a scripted engine has no embeddings")
 
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:  # noqa: ARG002 - as above
         """See Engine."""
         return list(text.encode())
 

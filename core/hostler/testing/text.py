@@ -1,7 +1,7 @@
 """Bytes to text for RecordingSequence: whole UTF-8 characters, cut before a stop string.
 
-Floor 2, tests only. It looks at everything again with each token, so that it stays simple enough to be the yardstick for
-the worker's assembler, which must not do so.
+Floor 2, tests only. It looks at everything again with each token, so that it stays simple enough to be the yardstick
+for the worker's assembler, which must not do so.
 """
 
 from __future__ import annotations
