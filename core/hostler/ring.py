@@ -7,7 +7,7 @@ Floor 1, used on both sides. The host makes one segment per worker and passes it
     segment = RingSegment.attach(handle)                                              # worker
 
 Each ring has one writer, the worker's loop thread, and one reader, the host thread that streams the request. That
-thread sleeps in native code with the GIL released, on a wake word of its own, however many rings it reads (`n` choices):
+thread sleeps in native code with the GIL released, on a wake word of its own, however many rings it reads:
 
     reader = segment.reader(ring)
     reader.open(generation, wake_index)                 # before the sequence is submitted
