@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import msgspec
 
 from hostler.domain import SEED_RANDOM, FinishReason, SamplingParams, TokenLogprob
-from hostler.testing.text import Text
+from hostler.text import StopStrings, TextAssembler
 
 _next_id = itertools.count(1)
 
@@ -63,6 +63,8 @@ class RecordingSequence:
         """Why it is over; None while it is not."""
         self.message: str = ""
         """What the engine said when it ended the sequence with ERROR."""
+        self.text: str = ""
+        """The answer as a client would have it by now: whole characters, nothing of a stop string."""
         self.stop_string: str | None = None
         self.is_ended_by_engine: bool = False
         self.violations: list[str] = []
@@ -70,15 +72,10 @@ class RecordingSequence:
         self._is_paused = False
         limits = (params.max_tokens, stop_after, None if n_ctx is None else n_ctx - len(self.tokens))
         self._max_tokens = min(limit for limit in limits if limit is not None)
-        self._text = Text(params.stop)
+        self._assembler = TextAssembler(StopStrings(params.stop))
         self._thread = threading.get_ident()
 
     # -- what the test does ---------------------------------------------------------------------------------------
-
-    @property
-    def text(self) -> str:
-        """The answer as a client would have it: whole characters, cut before a stop string."""
-        return self._text.value
 
     @property
     def is_over(self) -> bool:
@@ -147,13 +144,14 @@ class RecordingSequence:
         self.token_ids.append(token_id)
         self.pieces.append(piece)
         self.logprobs.append(logprob)
-        self.stop_string = self._text.add(piece)
+        self.text += self._assembler.feed(piece, logprob).text
+        self.stop_string = self._assembler.stop_string
         if self.stop_string is not None:
             self.reason = FinishReason.STOP
         elif len(self.token_ids) >= self._max_tokens:
             self.reason = FinishReason.LENGTH
         if self.reason is not None:
-            self._text.finish()
+            self.text += self._assembler.finish().text
         return self.reason is None
 
     def end(self, reason: FinishReason, message: str = "") -> None:
@@ -166,7 +164,7 @@ class RecordingSequence:
         if self.n_cached is None and reason is FinishReason.STOP:
             self._violate("end('stop') came before begin()")
         if self.reason is None:
-            self._text.finish()
+            self.text += self._assembler.finish().text
             self.reason, self.message, self.is_ended_by_engine = reason, message, True
 
     # -- inside ---------------------------------------------------------------------------------------------------
