@@ -1,4 +1,4 @@
-"""Downloads as jobs: one thread each, joined by everyone who wants the same model. (Being written; the signatures hold.)
+"""Downloads as jobs: one thread each, joined by everyone who wants the same model. (Being written.)
 
 Floor 2; a job's thread belongs to this process and ends with it; what arrived stays on disk as `<name>.part`.
 """
