@@ -1,134 +1,597 @@
-"""What the API and the CLI see of hostler: models, generations, requests. (Being written by the lead; the signatures hold.)"""
+"""What the API and the CLI see of hostler: models, downloads, generations.
+
+Floor 4, in the host process; every method may be called from any thread. It knows the library (what is on disk), the ledger
+(what fits), the supervisors (what runs) and the queues (who waits); it knows no HTTP and imports no engine.
+
+Locks, in the order they are taken: `_placement` (one start at a time decides who gets memory and who is unloaded for it),
+then a model's `changed`, then `_lock` (the dictionaries below). None is held while a worker loads or stops, save
+`_placement` while an idle model is unloaded.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from types import TracebackType
-from typing import Any, Protocol
+import logging
+import os
+import threading
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from hostler.domain import GenerateRequest, GenerationEvent, Lifecycle
-from hostler.engine import EngineInfo
-from hostler.library.manifest import Manifest
+from hostler.config import Settings
+from hostler.domain import GenerateRequest, Lifecycle, MemoryEstimate
+from hostler.engine import EngineSettings, EngineSpec, ModelFiles
+from hostler.errors import (
+    EngineUnavailable,
+    HostlerError,
+    InsufficientMemory,
+    InternalError,
+    ModelLoadFailed,
+    ModelNotDownloaded,
+    RequestNotFound,
+    StartCancelled,
+)
+from hostler.generation import Generation
+from hostler.hosted import HostedModel, StartAttempt
+from hostler.ledger import AUTO_CTX_LEN, Grant, Ledger
+from hostler.library.fields import AUTO, settings_with_defaults, validate_settings
+from hostler.library.pulls import PullJob
+from hostler.library.store import Library, LibraryEntry
+from hostler.modelcache import ModelCache
+from hostler.plugins import Plugins
+from hostler.scheduler import RequestBudget, Ticket
+from hostler.sources.contract import SourceContext
+from hostler.views import ModelView as ModelView
+from hostler.views import PullRequest as PullRequest
+from hostler.views import PullView as PullView
+from hostler.views import RequestView as RequestView
+from hostler.worker.supervisor import Limits, Supervisor
+from hostler.worker.wire import PromptSettings
+
+log = logging.getLogger("hostler.runtime")
+
+START_SLACK_S = 30.0
+"""Beyond `start_timeout_s`, which each progress renews, a caller waits so long before it is told to ask again."""
+REAP_PERIOD_S = 1.0
+"""How often idle models are compared with `keep_alive_s`."""
+_PROMPT_FIELDS = ("prompt_template", "pre_prompt", "system_prompt", "user_prompt", "ai_prompt")
+_ENGINE_FIELDS = frozenset(EngineSettings.__struct_fields__) - {"ctx_len", "model_name"}
 
 
-class ModelView(msgspec.Struct, frozen=True):
-    """A snapshot of one model."""
+class Plan(msgspec.Struct, frozen=True):
+    """What a start of one model means, before memory is asked for."""
 
-    manifest: Manifest
-    lifecycle: Lifecycle
-    resting: Lifecycle
-    """`downloaded`, `stopped` or `not_downloaded`: what it was before starting, and will be after stopping."""
-    engine: str
-    """Name of the engine that runs it or would."""
-    ctx_len: int
-    """Tokens per slot: granted while running, else what `auto` would ask for or what was set. Never 0."""
-    n_parallel: int
-    last_error: str | None = None
-    pid: int | None = None
-    info: EngineInfo | None = None
-    memory_bytes: int = 0
-    n_active: int = 0
-    n_queued: int = 0
-    idle_s: float | None = None
-    is_catalogue: bool = False
-    """It stands in the shipped catalogue."""
-    started_at: int | None = None
+    spec: EngineSpec
+    files: ModelFiles
+    settings: dict[str, Any]
+    """Complete, native types."""
+    is_auto: bool
+    wanted_ctx_len: int
+
+    def engine_settings(self, ctx_len: int, model_id: str) -> EngineSettings:
+        """The settings as the engine gets them."""
+        known = {name: value for name, value in self.settings.items() if name in _ENGINE_FIELDS}
+        return EngineSettings(ctx_len=ctx_len, model_name=model_id, **known)
+
+    def prompt_settings(self, chosen: dict[str, Any]) -> PromptSettings:
+        """How messages become text; only what was set counts, defaults would hide the file's template."""
+        return PromptSettings(**{name: chosen[name] for name in _PROMPT_FIELDS if name in chosen})
 
 
-class PullView(msgspec.Struct, frozen=True):
-    """A snapshot of one download job."""
+class Runtime:
+    """Owns the library, the workers, the queues and the memory ledger of one home."""
 
-    id: str
-    """The model's id."""
-    lifecycle: Lifecycle
-    files: tuple[tuple[str, str, int | None, int], ...]
-    """(filename, url, total bytes or None, bytes here)."""
-    total_bytes: int | None
-    done_bytes: int
-    speed: float
-    """Bytes per second, recent."""
-    elapsed_s: float
-    error: str | None = None
+    def __init__(self, settings: Settings, plugins: Plugins, *, ledger: Ledger | None = None) -> None:
+        """Open a home; starts no worker and reads nothing yet.
 
+        Args:
+            settings: The server's settings; `settings.home` is the data folder.
+            plugins: Engines and sources.
+            ledger: Replaced in tests.
+        """
+        self.settings = settings
+        self.plugins = plugins
+        self.library = Library(
+            settings.home,
+            plugins.sources,
+            context=SourceContext(proxy=settings.proxy or None, huggingface_token=settings.huggingface_token or None),
+            is_file_allowed=settings.allow_file_sources,
+        )
+        self.ledger = ledger or Ledger(settings.memory_budget_bytes)
+        self.model_cache = ModelCache(settings.model_cache_bytes or _quarter_of_memory())
+        self.budget = RequestBudget(settings.max_requests)
+        self._limits = Limits(
+            start_timeout_s=settings.start_timeout_s,
+            step_timeout_s=settings.step_timeout_s,
+            stop_timeout_s=settings.stop_timeout_s,
+            stall_timeout_s=settings.stall_timeout_s,
+            max_readers=settings.max_requests + 8,
+        )
+        self._lock = threading.Lock()  # protects _hosted and _generations
+        self._hosted: dict[str, HostedModel] = {}
+        self._generations: dict[str, Generation] = {}
+        self._placement = threading.Lock()
+        self._closing = threading.Event()
+        self.is_ready = True
+        """False while draining: /readyz answers 503 then."""
+        if settings.keep_alive_s > 0:
+            threading.Thread(target=self._reap, name="keep-alive", daemon=True).start()
 
-class PullRequest(msgspec.Struct, frozen=True):
-    """What to download and how to register it."""
+    # -- models -----------------------------------------------------------------------------------------------------
 
-    reference: str
-    """source reference, URL, catalogue name or registered id."""
-    id: str | None = None
-    name: str | None = None
-    description: str | None = None
-    format: str | None = None
-    settings: dict[str, Any] | None = None
-    parameters: dict[str, Any] | None = None
-    metadata: dict[str, Any] | None = None
-    is_from_cli: bool = False
-    """Allows file: sources."""
+    def models(self, *, include_catalogue: bool = False) -> list[ModelView]:
+        """All models that are here or on their way, by id; with `include_catalogue` those not downloaded, too."""
+        return [self._view(entry) for entry in self.library.entries(include_catalogue=include_catalogue)]
 
-
-class RequestView(msgspec.Struct, frozen=True):
-    """A snapshot of one generation that is queued or running."""
-
-    id: str
-    model: str
-    state: str
-    """queued, prefill, decode."""
-    prompt_tokens: int
-    completion_tokens: int
-    age_s: float
-
-
-class Generation(Protocol):
-    """One request's answers; used by one thread. Leaving the `with` block before the end cancels it."""
-
-    id: str
-    model: ModelView
-    created: int
-
-    def events(self, poll_s: float) -> Iterator[GenerationEvent | None]:
-        """Yield events until every answer is finished; None after each `poll_s` seconds of silence.
+    def model(self, reference: str) -> ModelView:
+        """One model by any of its names, catalogue entries included.
 
         Raises:
-            HostlerError: What went wrong; before the first TextEvent it can still become an HTTP status.
+            ModelNotFound
         """
-
-    def cancel(self) -> None:
-        """Cancel from any thread; `events` then ends with FinishEvent(CANCELLED) for what was still running."""
-
-    def __enter__(self) -> Generation: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-class RuntimeApi(Protocol):
-    """The signatures of Runtime."""
-
-    def models(self, *, include_catalogue: bool = False) -> list[ModelView]: ...
-    def model(self, reference: str) -> ModelView:
-        """Raises ModelNotFound. Also catalogue entries that are not downloaded."""
+        return self._view(self.library.find(reference))
 
     def start_model(
         self, reference: str, overrides: dict[str, Any] | None = None, *, is_waiting: bool = True
-    ) -> ModelView: ...
-    def stop_model(self, reference: str) -> ModelView: ...
-    def delete_model(self, reference: str) -> str: ...
-    def pull_model(self, request: PullRequest, *, is_waiting: bool = False) -> PullView: ...
-    def pull(self, model_id: str) -> PullView | None: ...
-    def cancel_pull(self, model_id: str) -> bool: ...
-    def import_model(self, path: str, model_id: str | None = None, name: str | None = None) -> ModelView: ...
+    ) -> ModelView:
+        """Start a model, or join the start that is going on.
+
+        Args:
+            reference: Any name.
+            overrides: Settings for this run only; a model running with other settings is started again.
+            is_waiting: Wait until it runs.
+
+        Raises:
+            ModelNotFound, ModelNotDownloaded, InvalidRequest
+            HostlerError: Why it could not start.
+        """
+        entry = self._downloaded(reference)
+        overrides = validate_settings(overrides or {}, prefix="")
+        hosted = self._host(entry)
+        with hosted.changed:
+            attempt, is_mine = hosted.begin_start(is_reload=self._is_other_run(hosted, overrides))
+        if is_mine:
+            self._run_start(hosted, attempt, entry, overrides)
+        if is_waiting:
+            attempt.wait(self.settings.start_timeout_s + START_SLACK_S)
+        return self.model(entry.manifest.id)
+
+    def stop_model(self, reference: str) -> ModelView:
+        """Stop a model, or cancel its start; its requests end with an error. Idempotent; returns when it is gone."""
+        entry = self.library.find(reference)
+        hosted = self._hosted.get(entry.manifest.id)
+        if hosted is not None:
+            self._stop(hosted)
+        return self.model(entry.manifest.id)
+
+    def delete_model(self, reference: str) -> str:
+        """Stop a model and remove its files and registration.
+
+        Returns:
+            The id that was deleted.
+        """
+        entry = self.library.find(reference)
+        hosted = self._hosted.get(entry.manifest.id)
+        if hosted is not None:
+            self._stop(hosted)
+        model_id = self.library.delete(reference)
+        with self._lock:
+            self._hosted.pop(model_id, None)
+        return model_id
+
+    def import_model(self, path: str, model_id: str | None = None, name: str | None = None) -> ModelView:
+        """Register a model that lies on this machine, without copying it."""
+        return self._view(self.library.import_path(path, id=model_id, name=name))
+
+    # -- downloads --------------------------------------------------------------------------------------------------
+
+    def pull_model(self, request: PullRequest, *, is_waiting: bool = False) -> PullView:
+        """Download a model, or join the download that is going on.
+
+        Raises:
+            HostlerError: It cannot be downloaded; with `is_waiting` also what went wrong on the way.
+        """
+        job = self.library.pull(
+            request.reference,
+            id=request.id,
+            name=request.name,
+            description=request.description,
+            format=request.format,
+            settings=request.settings,
+            parameters=request.parameters,
+            metadata=request.metadata,
+            is_from_cli=request.is_from_cli,
+        )
+        if is_waiting:
+            job.result()
+        return _pull_view(job)
+
+    def pull(self, model_id: str) -> PullView | None:
+        """The running or last download of a model, by any of its names."""
+        job = self.library.job(model_id)
+        return _pull_view(job) if job is not None else None
+
+    def cancel_pull(self, model_id: str) -> bool:
+        """Stop a running download and remove what arrived. False: none was running."""
+        return self.library.cancel_pull(model_id)
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    def hold(self, what: str) -> AbstractContextManager[None]:
+        """Hold one place of `max_requests` for anything that keeps a waitress thread.
+
+        Raises:
+            QueueFull
+        """
+        return self.budget.hold(what)
+
     def generate(self, request: GenerateRequest) -> Generation:
-        """Admit a request: resolves and, if need be, starts the model only when `events` is iterated, so that the caller
-        can send keep-alives meanwhile. Raises ModelNotFound, QueueFull, ... at once where that can be known at once."""
+        """Admit a request; use the result as a context manager.
 
-    def requests(self) -> list[RequestView]: ...
+        A model that does not run is started by the first request that names it, while `events` is iterated, so that the
+        caller can keep its client company meanwhile.
+
+        Raises:
+            ModelNotFound, ModelNotDownloaded, QueueFull, EngineUnavailable
+        """
+        entry = self._downloaded(request.model)
+        self.budget.acquire("generation")
+        try:
+            hosted = self._host(entry)
+
+            def enter() -> Ticket:
+                return self._enter(hosted, entry, request)
+
+            ticket = enter()
+            generation = Generation(request, self._view(entry), hosted, ticket, enter, self._generation_closed)
+        except BaseException:
+            self.budget.release()
+            raise
+        with self._lock:
+            self._generations[request.id] = generation
+        return generation
+
+    def requests(self) -> list[RequestView]:
+        """What is queued or running, the oldest first."""
+        with self._lock:
+            generations = list(self._generations.values())
+        return [generation.view() for generation in generations]
+
     def cancel_request(self, request_id: str) -> None:
-        """Raises RequestNotFound."""
+        """Cancel a request in whatever phase it is.
 
-    @property
-    def is_ready(self) -> bool: ...
-    def close(self, drain_timeout_s: float) -> None: ...
+        Raises:
+            RequestNotFound
+        """
+        with self._lock:
+            generation = self._generations.get(request_id)
+        if generation is None:
+            raise RequestNotFound(f"No request {request_id} is queued or running; GET /v1/requests lists them")
+        generation.cancel()
+
+    def close(self, drain_timeout_s: float) -> None:
+        """Let running requests finish for so long, then stop every model and every download."""
+        self.is_ready = False
+        deadline = time.monotonic() + drain_timeout_s
+        while self._generations and time.monotonic() < deadline:
+            if self._closing.wait(min(0.05, max(0.0, deadline - time.monotonic()))):
+                break  # a second, more impatient close
+        self._closing.set()
+        stops = [threading.Thread(target=self._stop, args=(hosted,)) for hosted in list(self._hosted.values())]
+        for thread in stops:
+            thread.start()
+        for thread in stops:
+            thread.join()
+        self.library.close()
+        self.model_cache.close()
+
+    def hurry(self) -> None:
+        """Cut the draining of `close` short; from a signal handler."""
+        self._closing.set()
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _downloaded(self, reference: str) -> LibraryEntry:
+        entry = self.library.find(reference)
+        if not entry.is_downloaded:
+            model_id = entry.manifest.id
+            raise ModelNotDownloaded(
+                f"The model {model_id} is not downloaded; run `hostler pull {model_id}` or POST /v1/models with its id"
+            )
+        return entry
+
+    def _host(self, entry: LibraryEntry) -> HostedModel:
+        model_id = entry.manifest.id
+        with self._lock:
+            hosted = self._hosted.get(model_id)
+            if hosted is None:
+                hosted = self._hosted[model_id] = HostedModel(model_id, self.settings.queue_len)
+            return hosted
+
+    def _is_other_run(self, hosted: HostedModel, overrides: dict[str, Any]) -> bool:
+        running = hosted.chosen
+        return bool(overrides) and any(running.get(name) != value for name, value in overrides.items())
+
+    def _enter(self, hosted: HostedModel, entry: LibraryEntry, request: GenerateRequest) -> Ticket:
+        n_slots = settings_with_defaults(entry.manifest.settings)["n_parallel"]
+        attempt: StartAttempt | None = None
+        with hosted.changed:
+            worker = hosted.worker
+            if worker is not None and worker.state == "backing_off" and hosted.lifecycle is Lifecycle.STARTING:
+                raise hosted.unavailable(worker)
+            if hosted.lifecycle is not Lifecycle.RUNNING:
+                if not self.settings.autostart and (hosted.attempt is None or hosted.attempt.is_over):
+                    raise EngineUnavailable(
+                        f"The model {hosted.id} is not running and autostart is off; start it with "
+                        f"PUT /v1/models/{hosted.id}/start"
+                    )
+                attempt, is_mine = hosted.begin_start()
+                if not is_mine:
+                    attempt = None
+            try:
+                ticket = hosted.enter_queue(request.n, request.priority, n_slots)
+            finally:
+                if attempt is not None:
+                    self._run_start(hosted, attempt, entry, {})
+        return ticket
+
+    def _generation_closed(self, generation: Generation) -> None:
+        with self._lock:
+            self._generations.pop(generation.id, None)
+        self.budget.release()
+
+    def _run_start(
+        self, hosted: HostedModel, attempt: StartAttempt, entry: LibraryEntry, overrides: dict[str, Any]
+    ) -> None:
+        # A thread of its own, so that a caller that leaves does not take the start with it.
+        thread = threading.Thread(
+            target=self._start, args=(hosted, attempt, entry, overrides), name=f"start {hosted.id}", daemon=True
+        )
+        thread.start()
+
+    def _start(
+        self, hosted: HostedModel, attempt: StartAttempt, entry: LibraryEntry, overrides: dict[str, Any]
+    ) -> None:
+        try:
+            hosted.wait_while_stopping()
+            if hosted.lifecycle is Lifecycle.RUNNING:
+                self._stop(hosted, is_reload=True)
+            with hosted.changed:
+                hosted.enter_starting(attempt)
+            self._load(hosted, attempt, entry, overrides)
+        except HostlerError as error:
+            self._start_failed(hosted, attempt, error)
+        except Exception as error:
+            log.exception("starting %s failed", hosted.id)
+            self._start_failed(hosted, attempt, InternalError(f"Starting {hosted.id} failed: {error!r}; see the log"))
+
+    def _start_failed(self, hosted: HostedModel, attempt: StartAttempt, error: HostlerError) -> None:
+        if hosted.attempt is attempt:
+            self.ledger.release(hosted.id)
+        hosted.start_failed(attempt, error)
+        log.warning("%s did not start: %s", hosted.id, error.message)
+
+    def _load(
+        self, hosted: HostedModel, attempt: StartAttempt, entry: LibraryEntry, overrides: dict[str, Any]
+    ) -> None:
+        plan = self._plan(entry, overrides)
+        grant = self._place(hosted, attempt, plan)
+        worker = Supervisor(
+            hosted.id,
+            plan.spec.engine,
+            plan.spec.environment,
+            plan.files,
+            plan.engine_settings(grant.ctx_len, hosted.id),
+            plan.prompt_settings({**entry.manifest.settings, **overrides}),
+            limits=self._limits,
+            log_path=self.settings.home / "logs" / f"{hosted.id.replace('/', '%2F')}.log",
+            on_change=self._worker_changed,
+        )
+        hosted.loading(attempt, worker, plan.spec.name, grant, plan.settings)
+        worker.start()
+        self._prefetch(plan.files)
+        info = worker.wait_ready()
+        self.ledger.settle(hosted.id)
+        hosted.started(attempt, worker, info)
+        log.info("%s runs in %s on %s with %d x %d tokens", hosted.id, plan.spec.name, info.device, info.n_slots, info.n_ctx)
+
+    def _worker_changed(self, worker: Supervisor) -> None:
+        with self._lock:
+            hosted = self._hosted.get(worker.model_id)
+        if hosted is not None:
+            hosted.worker_changed(worker)
+
+    def _prefetch(self, files: ModelFiles) -> None:
+        """Have the system read the weights while the worker still imports its engine."""
+        try:
+            if Path(files.primary).is_file():
+                for path in (files.primary, *files.others):
+                    self.model_cache.prefetch(path)
+        except OSError as error:
+            log.debug("prefetching %s failed: %s", files.primary, error)
+
+    def _plan(self, entry: LibraryEntry, overrides: dict[str, Any]) -> Plan:
+        manifest = entry.manifest
+        files = self.library.files(manifest.id)
+        spec = self._engine_of(entry)
+        if spec is None:
+            raise ModelLoadFailed(
+                f"No installed engine runs {manifest.id}, whose format is {manifest.format!r}; install a plugin that does, "
+                f"such as `pip install hostler-llamacpp` for gguf (`hostler plugins` lists what is installed)"
+            )
+        settings = settings_with_defaults({**manifest.settings, **overrides})
+        limit = self._context_limit(spec, files, entry)
+        is_auto = settings["ctx_len"] == AUTO
+        wanted = self._wanted_ctx_len(settings["ctx_len"], limit)
+        return Plan(spec, files, settings, is_auto, wanted)
+
+    def _engine_of(self, entry: LibraryEntry) -> EngineSpec | None:
+        return self.plugins.engine_for(entry.manifest.format, entry.manifest.engine or None)
+
+    @staticmethod
+    def _wanted_ctx_len(ctx_len: int | str, limit: int) -> int:
+        if ctx_len == AUTO:
+            return min(limit or AUTO_CTX_LEN, AUTO_CTX_LEN)
+        if ctx_len == 0:
+            return limit or AUTO_CTX_LEN
+        return min(int(ctx_len), limit) if limit else int(ctx_len)
+
+    @staticmethod
+    def _context_limit(spec: EngineSpec | None, files: ModelFiles | None, entry: LibraryEntry) -> int:
+        if spec is not None and spec.context_length is not None and files is not None:
+            return spec.context_length(Path(files.primary))
+        known = entry.manifest.metadata.get("context_length")
+        return int(known) if isinstance(known, int | str) and str(known).isdigit() else 0
+
+    def _place(self, hosted: HostedModel, attempt: StartAttempt, plan: Plan) -> Grant:
+        """Get memory for a model, unloading idle ones and waiting for busy ones if need be."""
+
+        def estimate(ctx_len: int) -> MemoryEstimate:
+            if plan.spec.estimate is not None:
+                return plan.spec.estimate(Path(plan.files.primary), plan.engine_settings(ctx_len, hosted.id))
+            return MemoryEstimate(_size_of(plan.files), 0, 0)
+
+        deadline = time.monotonic() + self.settings.start_timeout_s
+        while True:
+            with self._placement:
+                if attempt.is_cancelled:
+                    raise StartCancelled(f"{hosted.id} was stopped while it started")
+                has_place = self._has_place_beside(hosted)
+                if has_place or self._unload_idle(hosted):
+                    try:
+                        return self.ledger.grant(
+                            hosted.id, plan.wanted_ctx_len, is_auto=plan.is_auto, estimate=estimate
+                        )
+                    except InsufficientMemory:
+                        if self._unload_idle(hosted):
+                            continue
+                        if not self._others_running(hosted) or time.monotonic() > deadline:
+                            raise
+                elif time.monotonic() > deadline:
+                    raise EngineUnavailable(
+                        f"{self.settings.max_loaded_models} models are running (max_loaded_models) and all of them are "
+                        f"busy, so {hosted.id} cannot start; try again or stop one",
+                        retry_after_s=5.0,
+                    )
+            self._wait_for_idle(hosted)
+
+    def _has_place_beside(self, hosted: HostedModel) -> bool:
+        limit = self.settings.max_loaded_models
+        return not limit or len(self._others_running(hosted)) < limit
+
+    def _others_running(self, hosted: HostedModel) -> list[HostedModel]:
+        with self._lock:
+            others = [other for other in self._hosted.values() if other is not hosted]
+        return [other for other in others if other.worker is not None]
+
+    def _unload_idle(self, hosted: HostedModel) -> bool:
+        """Stop the model that has been idle longest. False: none is idle."""
+        idle = sorted((other for other in self._others_running(hosted) if other.is_idle), key=lambda m: m.last_used)
+        return any(self._stop(other, only_if_idle=True) for other in idle[:1])
+
+    def _wait_for_idle(self, hosted: HostedModel) -> None:
+        # Any of the others may become idle first; a short wait on the least recently used one, then all are looked at.
+        others = self._others_running(hosted)
+        if others:
+            other = min(others, key=lambda model: model.last_used)
+            with other.changed:
+                other.changed.wait_for(lambda: other.is_idle or other.worker is None, timeout=0.2)
+
+    def _stop(self, hosted: HostedModel, *, only_if_idle: bool = False, is_reload: bool = False) -> bool:
+        is_mine, worker = hosted.begin_stop(only_if_idle=only_if_idle, is_reload=is_reload)
+        if not is_mine:
+            hosted.wait_while_stopping()
+            return False
+        if worker is not None:
+            worker.stop()
+        self.ledger.release(hosted.id)
+        hosted.stopped()
+        return True
+
+    def _reap(self) -> None:
+        keep_alive_s = self.settings.keep_alive_s
+        while not self._closing.wait(min(REAP_PERIOD_S, keep_alive_s / 2)):
+            with self._lock:
+                models = list(self._hosted.values())
+            for hosted in models:
+                if hosted.is_idle and hosted.clock() - hosted.last_used > keep_alive_s:
+                    log.info("%s was idle for %g s (keep_alive_s) and is stopped", hosted.id, keep_alive_s)
+                    self._stop(hosted, only_if_idle=True)
+
+    def _view(self, entry: LibraryEntry) -> ModelView:
+        manifest = entry.manifest
+        hosted = self._hosted.get(manifest.id)
+        spec = self._engine_of(entry)
+        settings = settings_with_defaults(manifest.settings)
+        if hosted is None or not entry.is_downloaded or hosted.lifecycle in {Lifecycle.DOWNLOADED, Lifecycle.STOPPED}:
+            at_rest = hosted.resting if hosted is not None and entry.is_downloaded else entry.lifecycle
+            return ModelView(
+                manifest=manifest,
+                lifecycle=at_rest,
+                resting=at_rest,
+                engine=spec.name if spec is not None else "",
+                ctx_len=self._wanted_ctx_len(settings["ctx_len"], self._context_limit(None, None, entry)),
+                n_parallel=settings["n_parallel"],
+                last_error=hosted.last_error if hosted is not None else self._pull_error(manifest.id),
+                is_catalogue=entry.is_catalogue,
+            )
+        with hosted.changed:
+            running = {**settings, **hosted.chosen}
+            wanted = self._wanted_ctx_len(running["ctx_len"], self._context_limit(None, None, entry))
+            n_in_flight, n_queued = hosted.queue.n_in_flight, hosted.queue.n_queued
+            return ModelView(
+                manifest=manifest,
+                lifecycle=hosted.lifecycle,
+                resting=hosted.resting,
+                engine=hosted.engine or (spec.name if spec is not None else ""),
+                ctx_len=hosted.info.n_ctx if hosted.info else hosted.grant.ctx_len if hosted.grant else wanted,
+                n_parallel=hosted.info.n_slots if hosted.info else running["n_parallel"],
+                last_error=hosted.last_error,
+                pid=hosted.worker.pid if hosted.worker is not None else None,
+                info=hosted.info,
+                memory_bytes=hosted.grant.estimate.total_bytes if hosted.grant else 0,
+                n_active=n_in_flight - n_queued,
+                n_queued=n_queued,
+                idle_s=hosted.clock() - hosted.last_used if hosted.is_idle else None,
+                is_catalogue=entry.is_catalogue,
+                started_at=hosted.started_at,
+            )
+
+    def _pull_error(self, model_id: str) -> str | None:
+        job = self.library.job(model_id)
+        return job.error.message if job is not None and job.error is not None else None
+
+
+def _pull_view(job: PullJob) -> PullView:
+    progress = job.progress()
+    return PullView(
+        id=progress.id,
+        lifecycle=progress.lifecycle,
+        files=tuple((file.filename, file.url, file.total_bytes, file.done_bytes) for file in progress.files),
+        total_bytes=progress.total_bytes,
+        done_bytes=progress.done_bytes,
+        speed=progress.speed,
+        elapsed_s=progress.elapsed_s,
+        error=progress.error,
+    )
+
+
+def _size_of(files: ModelFiles) -> int:
+    total = 0
+    for name in (files.primary, *files.others):
+        path = Path(name)
+        parts = [path] if path.is_file() else [part for part in path.rglob("*") if part.is_file()]
+        total += sum(part.stat().st_size for part in parts)
+    return total
+
+
+def _quarter_of_memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    except (AttributeError, ValueError, OSError):  # no sysconf on Windows
+        import psutil
+
+        return int(psutil.virtual_memory().total) // 4
+

@@ -1,0 +1,275 @@
+"""One model in this host: its lifecycle, its worker, its queue. Floor 4.
+
+Who changes what: `changed` (a condition) protects every field of HostedModel. Three kinds of threads come here: waitress
+threads that ask for a start or enter the queue, the one start thread of an attempt, and the supervisor's threads that tell
+of a crash and of a restart. None of them holds `changed` while it waits for a worker.
+
+    downloaded/stopped ──begin──▶ starting ──ready──▶ running ──stop──▶ stopping ──▶ stopped
+                                    ▲   │failure: back to where it was  │crash
+                                    └───┴───────────────────────────────┘ (the supervisor restarts the worker)
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from hostler.domain import Lifecycle, Priority
+from hostler.engine import EngineInfo
+from hostler.errors import EngineUnavailable, HostlerError, StartCancelled, StartTimeout
+from hostler.ledger import Grant
+from hostler.scheduler import AdmissionQueue, Ticket
+from hostler.worker.supervisor import Supervisor
+
+
+class StartAttempt:
+    """One start that any number of callers wait for. Safe from any thread."""
+
+    def __init__(self) -> None:
+        self._over = threading.Event()
+        self._error: HostlerError | None = None
+        self.is_cancelled = False
+        """Set by a stop or delete; the start thread looks at it between its steps."""
+
+    @property
+    def is_over(self) -> bool:
+        """It ended, well or not."""
+        return self._over.is_set()
+
+    def finish(self, error: HostlerError | None) -> None:
+        """Wake everyone who waits; the first call counts."""
+        if not self._over.is_set():
+            self._error = error
+            self._over.set()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for the end.
+
+        Raises:
+            HostlerError: The start failed.
+            StartTimeout: It is still going on after `timeout_s`; it goes on without this caller.
+        """
+        if not self._over.wait(timeout_s):
+            raise StartTimeout(f"The model is still starting after {timeout_s:g} s; it goes on starting, ask again later")
+        if self._error is not None:
+            raise self._error
+
+
+class HostedModel:
+    """The state of one model that was started at least once, or is about to be."""
+
+    def __init__(self, model_id: str, queue_len: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.id = model_id
+        self.clock = clock
+        self.changed = threading.Condition(threading.RLock())
+        self.lifecycle = Lifecycle.DOWNLOADED
+        self.resting = Lifecycle.DOWNLOADED
+        self.attempt: StartAttempt | None = None
+        self.worker: Supervisor | None = None
+        self.queue = AdmissionQueue(n_slots=1, queue_len=queue_len)
+        self.chosen: dict[str, Any] = {}
+        """The settings of the run, complete."""
+        self.engine = ""
+        self.grant: Grant | None = None
+        self.info: EngineInfo | None = None
+        self.last_error: str | None = None
+        self.started_at: int | None = None
+        self.last_used = clock()
+        self.n_requests = 0
+        """Generations that hold the model, waiting or running."""
+
+    # -- starting ---------------------------------------------------------------------------------------------------
+
+    def begin_start(self, *, is_reload: bool = False) -> tuple[StartAttempt, bool]:
+        """Join the start that is going on, or open one.
+
+        Args:
+            is_reload: The caller wants other settings than those of the run; a running model is started again.
+
+        Returns:
+            The attempt, and whether the caller must run it.
+        """
+        with self.changed:
+            if self.attempt is not None and not self.attempt.is_over and not self.attempt.is_cancelled:
+                return self.attempt, False
+            if self.lifecycle is Lifecycle.RUNNING and not is_reload:
+                attempt = StartAttempt()
+                attempt.finish(None)
+                return attempt, False
+            self.attempt = StartAttempt()
+            if self.lifecycle in {Lifecycle.DOWNLOADED, Lifecycle.STOPPED}:
+                self._enter(Lifecycle.STARTING)
+            return self.attempt, True
+
+    def enter_starting(self, attempt: StartAttempt) -> None:
+        """The start thread goes to work; a stop that was going on is through.
+
+        Raises:
+            StartCancelled: It was stopped meanwhile.
+        """
+        with self.changed:
+            if attempt.is_cancelled:
+                raise StartCancelled(f"{self.id} was stopped while it started")
+            self._enter(Lifecycle.STARTING)
+
+    def loading(
+        self, attempt: StartAttempt, worker: Supervisor, engine: str, grant: Grant, chosen: dict[str, Any]
+    ) -> None:
+        """Memory is granted and the worker is about to be spawned; from here on a stop stops it.
+
+        Raises:
+            StartCancelled: It was stopped meanwhile.
+        """
+        with self.changed:
+            if attempt.is_cancelled:
+                raise StartCancelled(f"{self.id} was stopped while it started")
+            self.worker, self.engine, self.grant, self.chosen = worker, engine, grant, chosen
+
+    def start_failed(self, attempt: StartAttempt, error: HostlerError) -> None:
+        """The attempt is over without a worker: back to rest, everyone who waits gets the error."""
+        with self.changed:
+            if self.attempt is not attempt:  # stopped, and already started anew: that start owns the state now
+                attempt.finish(error)
+                return
+            self.worker = None
+            self.info = None
+            self.grant = None
+            if not isinstance(error, StartCancelled):
+                self.last_error = error.message
+            if self.lifecycle is Lifecycle.STARTING:
+                self._enter(self.resting)
+            self.queue.pause()
+            self.queue.fail(error)
+            attempt.finish(error)
+
+    def started(self, attempt: StartAttempt, worker: Supervisor, info: EngineInfo) -> None:
+        """The worker is ready."""
+        with self.changed:
+            if attempt.is_cancelled:
+                raise StartCancelled(f"{self.id} was stopped while it started")
+            self.resting = Lifecycle.STOPPED
+            self.last_error = None
+            self.started_at = int(time.time())
+            self._serve(worker, info)
+            attempt.finish(None)
+
+    def _serve(self, worker: Supervisor, info: EngineInfo) -> None:
+        self.info = info
+        self.last_used = self.clock()
+        self._enter(Lifecycle.RUNNING)
+        # The queue is paused until here, so all rings of the fresh worker are free: as many sequences may go in.
+        self.queue.open(info.n_slots, max(info.n_slots, worker.free_rings))
+
+    # -- what the supervisor tells ----------------------------------------------------------------------------------
+
+    def worker_changed(self, worker: Supervisor) -> None:
+        """Follow a crash and a restart of the running worker. Runs in a supervisor's thread.
+
+        The first start and an ordered stop are told by the threads that run them.
+        """
+        with self.changed:
+            is_restart = worker is self.worker and self.info is not None
+            if not is_restart or self.lifecycle not in {Lifecycle.RUNNING, Lifecycle.STARTING}:
+                return
+            if worker.state == "running" and self.lifecycle is Lifecycle.STARTING and worker.info is not None:
+                self._serve(worker, worker.info)
+                self._end_restart(None)
+            elif worker.state in {"starting", "backing_off", "failed"}:
+                self._worker_lost(worker)
+
+    def _worker_lost(self, worker: Supervisor) -> None:
+        report = worker.exit_report
+        self.last_error = report.text() if report is not None else "the worker is gone"
+        self.queue.pause()
+        if self.lifecycle is Lifecycle.RUNNING:
+            self._enter(Lifecycle.STARTING)
+            self.attempt = StartAttempt()
+        if worker.state != "starting":
+            error = self.unavailable(worker)
+            self.queue.fail(error)
+            self._end_restart(error)
+
+    def _end_restart(self, error: HostlerError | None) -> None:
+        if self.attempt is not None and not self.attempt.is_over:
+            self.attempt.finish(error)
+
+    def unavailable(self, worker: Supervisor) -> EngineUnavailable:
+        """The error for requests that meet a worker which keeps dying."""
+        return EngineUnavailable(
+            f"The engine of {self.id} keeps dying and is started again later: {self.last_error}",
+            retry_after_s=worker.retry_after_s or 1.0,
+        )
+
+    # -- stopping ---------------------------------------------------------------------------------------------------
+
+    def begin_stop(self, *, only_if_idle: bool = False, is_reload: bool = False) -> tuple[bool, Supervisor | None]:
+        """Leave `running` or `starting`.
+
+        Args:
+            only_if_idle: Leave a model alone that has requests or is starting.
+            is_reload: The open attempt is what stops it, so neither the attempt nor who waits for it is cancelled.
+
+        Returns:
+            Whether the caller must finish the stop, and the worker to stop, if there is one already.
+        """
+        with self.changed:
+            if only_if_idle and (self.n_requests or self.lifecycle is not Lifecycle.RUNNING):
+                return False, None
+            if self.lifecycle not in {Lifecycle.RUNNING, Lifecycle.STARTING}:
+                return False, None
+            self._enter(Lifecycle.STOPPING)
+            self.queue.pause()
+            if is_reload:
+                return True, self.worker
+            if self.attempt is not None and not self.attempt.is_over:
+                self.attempt.is_cancelled = True
+            self.queue.fail(EngineUnavailable(f"{self.id} was stopped while the request waited", retry_after_s=1.0))
+            return True, self.worker
+
+    def stopped(self) -> None:
+        """The worker is gone."""
+        with self.changed:
+            self.worker, self.info, self.grant, self.started_at = None, None, None, None
+            self._enter(self.resting)
+            if self.attempt is not None and self.attempt.is_cancelled:
+                self.attempt.finish(StartCancelled(f"{self.id} was stopped while it started"))
+
+    def wait_while_stopping(self) -> None:
+        """Wait until an ordered stop is through; bounded by the supervisor's own limits."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.lifecycle is not Lifecycle.STOPPING)
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    def enter_queue(self, n: int, priority: Priority, n_slots: int) -> Ticket:
+        """Take a place in the queue; call while holding `changed`, in the same breath as `begin_start`.
+
+        Args:
+            n: Sequences.
+            n_slots: What the settings promise, for a model that has not said it itself yet.
+        """
+        with self.changed:
+            if self.info is None:
+                self.queue.n_slots = n_slots
+            ticket = self.queue.enter(n, priority)
+            self.n_requests += 1
+            return ticket
+
+    def leave(self) -> None:
+        """A generation is over."""
+        with self.changed:
+            self.n_requests -= 1
+            self.last_used = self.clock()
+            self.changed.notify_all()
+
+    @property
+    def is_idle(self) -> bool:
+        """Running with nothing to do."""
+        with self.changed:
+            return self.lifecycle is Lifecycle.RUNNING and self.n_requests == 0
+
+    def _enter(self, lifecycle: Lifecycle) -> None:
+        self.lifecycle = lifecycle
+        self.changed.notify_all()

@@ -1,0 +1,82 @@
+"""Snapshots of what the host holds: models, downloads, requests. Floor 4; pure values, safe to keep and to pass around."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from hostler.domain import Lifecycle
+from hostler.engine import EngineInfo
+from hostler.library.manifest import Manifest
+
+
+class ModelView(msgspec.Struct, frozen=True):
+    """A snapshot of one model."""
+
+    manifest: Manifest
+    lifecycle: Lifecycle
+    resting: Lifecycle
+    """`downloaded`, `stopped` or `not_downloaded`: what it was before starting, and will be after stopping."""
+    engine: str
+    """Name of the engine that runs it or would; empty when no plugin takes its format."""
+    ctx_len: int
+    """Tokens per slot: granted while running, else what `auto` would ask for or what was set. Never 0."""
+    n_parallel: int
+    last_error: str | None = None
+    pid: int | None = None
+    info: EngineInfo | None = None
+    memory_bytes: int = 0
+    """What the ledger granted while it runs."""
+    n_active: int = 0
+    n_queued: int = 0
+    idle_s: float | None = None
+    """Seconds since its last request ended; None while it works or does not run."""
+    is_catalogue: bool = False
+    """It stands in the shipped catalogue."""
+    started_at: int | None = None
+    """Unix seconds."""
+
+
+class PullView(msgspec.Struct, frozen=True):
+    """A snapshot of one download job."""
+
+    id: str
+    """The model's id."""
+    lifecycle: Lifecycle
+    files: tuple[tuple[str, str, int | None, int], ...]
+    """(filename, url, total bytes or None, bytes here)."""
+    total_bytes: int | None
+    done_bytes: int
+    speed: float
+    """Bytes per second, recent."""
+    elapsed_s: float
+    error: str | None = None
+
+
+class PullRequest(msgspec.Struct, frozen=True):
+    """What to download and how to register it."""
+
+    reference: str
+    """Source reference, URL, catalogue name or registered id."""
+    id: str | None = None
+    name: str | None = None
+    description: str | None = None
+    format: str | None = None
+    settings: dict[str, Any] | None = None
+    parameters: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
+    is_from_cli: bool = False
+    """Allows file: sources."""
+
+
+class RequestView(msgspec.Struct, frozen=True):
+    """A snapshot of one generation that is queued or running."""
+
+    id: str
+    model: str
+    state: str
+    """queued, prefill, decode."""
+    prompt_tokens: int
+    completion_tokens: int
+    age_s: float
