@@ -15,7 +15,7 @@ class RemoteFile(msgspec.Struct, frozen=True):
     """One file to fetch."""
 
     filename: str
-    """Name in the model's folder, relative, no `..`."""
+    """Name in the model's folder, relative, no `..`; of an archive the name it has until it is unpacked."""
     url: str
     """http(s): or, from sources that may, file:."""
     size_bytes: int | None = None
@@ -26,6 +26,10 @@ class RemoteFile(msgspec.Struct, frozen=True):
     """Sent to the URL's own host only, never after a redirect to another; never stored."""
     archive_suffix: str | None = None
     """Set when `url` is a zip archive (a wheel): take the one member whose name ends so."""
+    ca_file: str | None = None
+    """Certificates to trust beside the machine's, as the source's own tool is configured."""
+    proxy: str | None = None
+    """Proxy that the source's own tool uses; `SourceContext.proxy` goes before it."""
 
 
 class ResolvedSource(msgspec.Struct, frozen=True):
