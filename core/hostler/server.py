@@ -98,7 +98,8 @@ def _serve(settings: Settings, sockets: list[socket.socket], stop: _StopSignals,
         announce(_welcome(settings, runtime, url))
         for name in settings.model:
             threading.Thread(target=_start_model, args=(runtime, name), name=f"start {name}", daemon=True).start()
-        stop.wait(None)
+        while not stop.wait(None):
+            pass
         drain_timeout_s = settings.drain_timeout_s
         log.info("stopping: running requests have %g s to finish; a second signal ends them", drain_timeout_s)
     finally:
@@ -143,12 +144,13 @@ class _StopSignals:
         self._before: dict[int, Any] = {}
 
     def wait(self, timeout_s: float | None) -> bool:
-        """Wait for the next signal. False: none came in time."""
+        """Wait for the next signal. False: none of ours came in time."""
         select.select([self._reader], [], [], timeout_s)
         try:
-            return bool(self._reader.recv(1))
+            number = self._reader.recv(1)
         except BlockingIOError:
             return False
+        return bool(number) and number[0] in self._before
 
     def __enter__(self) -> _StopSignals:
         self._reader, self._writer = socket.socketpair()

@@ -145,9 +145,7 @@ def connect_to_server(settings: Settings, why: str) -> Iterator[Client]:
     """
     address = find_server(settings.home)
     if address is None:
-        raise click.ClickException(
-            f"no hostler server runs for {settings.home}, and {why}; start one with: hostler serve"
-        )
+        raise click.ClickException(f"no hostler server runs for {settings.home}, and {why}; start one with: hostler serve")
     with connect_to(address) as client:
         yield client
 

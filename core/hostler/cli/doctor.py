@@ -59,9 +59,7 @@ def examine() -> Iterator[Finding]:
 
     home = chosen_home() or default_home()
     yield Finding("hostler", "ok", f"{__version__} in {Path(__file__).parents[1]}")
-    yield Finding(
-        "python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.executable}"
-    )
+    yield Finding("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.executable}")
     yield check_native()
     yield check_home(home)
     yield check_settings(home)
@@ -149,9 +147,7 @@ def check_plugins(plugins: Plugins) -> Iterator[Finding]:
     if plugins.engines:
         yield Finding("plugins", "ok", ", ".join(info.name for info in plugins.infos))
     else:
-        yield Finding(
-            "plugins", "failed", "no engine is installed, so no model can run; try: pip install hostler-llamacpp"
-        )
+        yield Finding("plugins", "failed", "no engine is installed, so no model can run; try: pip install hostler-llamacpp")
 
 
 def probe_engine(engine: EngineSpec, timeout_s: float = PROBE_TIMEOUT_S) -> Finding:

@@ -13,9 +13,7 @@ from hostler.hookspecs import hookimpl
 
 @click.command()
 @click.argument("source")
-@click.option(
-    "--id", "model_id", metavar="ID", help="Register it under this id instead of the one the source suggests."
-)
+@click.option("--id", "model_id", metavar="ID", help="Register it under this id instead of the one the source suggests.")
 @json_option("Print progress as JSON lines.")
 @home_option
 def pull(source: str, model_id: str | None, is_json: bool) -> None:

@@ -44,9 +44,7 @@ def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("prompt", required=False)
 @click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
 @sampling_options
-@click.option(
-    "--stop", multiple=True, metavar="TEXT", help="End the answer before this text. May be given several times."
-)
+@click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text. May be given several times.")
 @click.option("--verbose", is_flag=True, help="Show tokens and speed after each answer, on stderr.")
 @json_option("Print the whole completion as JSON; needs a prompt.")
 @home_option
@@ -179,9 +177,7 @@ def show_speed(last: dict[str, Any]) -> str:
     read, cached = timings["prompt_n"] + timings["cached_n"], timings["cached_n"]
     steps, seconds = timings["predicted_n"] - 1, timings["predicted_ms"] / 1000
     speed = f", {steps / seconds:.1f} tokens/s" if steps > 0 and seconds > 0 else ""
-    return (
-        f"{read} prompt tokens ({cached} cached) in {timings['prompt_ms']:.0f} ms, {timings['predicted_n']} new{speed}"
-    )
+    return f"{read} prompt tokens ({cached} cached) in {timings['prompt_ms']:.0f} ms, {timings['predicted_n']} new{speed}"
 
 
 def talk(chat: Chat, read_line: Callable[[str], str] = input) -> None:

@@ -73,9 +73,7 @@ def _report(answer: dict[str, Any], is_json: bool) -> None:
 
 
 @click.command()
-@json_option(
-    "Print the models as a JSON list: id, state, pid, engine, memory_bytes, ctx_len, n_slots, n_active, n_queued."
-)
+@json_option("Print the models as a JSON list: id, state, pid, engine, memory_bytes, ctx_len, n_slots, n_active, n_queued.")
 @home_option
 def ps(is_json: bool) -> None:
     """Show the models that are in memory, each with the process it runs in."""
