@@ -103,6 +103,17 @@ def id_from_filename(filename: str) -> str:
     return name[:MAX_ID_CHARACTERS]
 
 
+def id_from_reference(reference: str) -> str | None:
+    """The id a pull registers when none was given, where the reference alone tells it; None: only its source knows."""
+    source = normalised_source(reference)
+    scheme = scheme_of(source)
+    if scheme == "pypi":
+        return source[5:].partition("=")[0]
+    if scheme in {"http", "https", "file"} and source.lower().endswith(".gguf"):
+        return id_from_filename(source.rpartition("/")[2]) or None
+    return None
+
+
 def repair_url(reference: str) -> str:
     """`https:/host/x`, as proxies and path handling leave it, becomes `https://host/x`; all else stays."""
     return re.sub(r"^(https?):/+(?=[^/])", r"\1://", reference, flags=re.IGNORECASE)

@@ -52,6 +52,9 @@ def find_member(archive: Path, suffix: str) -> Member:
     info = found[0]
     if info.flag_bits & _ENCRYPTED:
         raise DownloadFailed(f"{archive.name} holds {info.filename!r} encrypted")
+    if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        # The others are unpacked in steps of unbounded size, and no wheel uses them.
+        raise DownloadFailed(f"{archive.name} holds {info.filename!r} with the unusual compression {info.compress_type}")
     return Member(info.filename, safe_filename(info.filename, "model" + suffix), info.file_size)
 
 

@@ -56,6 +56,8 @@ class SourceContext(msgspec.Struct, frozen=True):
     verify_tls: bool = True
     huggingface_token: str | None = None
     timeout_s: float = 60.0
+    should_stop: Callable[[], bool] | None = None
+    """Asked now and then by a source that waits long; True: raise DownloadFailed, nobody wants the answer any more."""
 
 
 class SourceSpec(msgspec.Struct, frozen=True):
