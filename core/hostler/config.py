@@ -7,6 +7,7 @@ HOME/config.toml, then the default here. Settings of a model (ctx_len, ngl, ...)
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -32,6 +33,8 @@ class Setting:
     help: str
     minimum: float | None = None
     maximum: float | None = None
+    choices: tuple[str, ...] = ()
+    """Of text: the only words allowed; empty: any."""
 
     @property
     def environment(self) -> str:
@@ -51,18 +54,25 @@ class Setting:
         """
         try:
             parsed = self._convert(value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ConfigError(
                 f"{origin} sets {self.name} to {value!r}, which is not {_TYPE_WORDS[self.type]}", param=self.name
             ) from error
         too_small = self.minimum is not None and parsed < self.minimum
         too_large = self.maximum is not None and parsed > self.maximum
-        if too_small or too_large:
-            low = "-" if self.minimum is None else f"{self.minimum:g}"
-            high = "" if self.maximum is None else f" to {self.maximum:g}"
-            limits = f"{low}{high}" if self.maximum is not None else f"at least {low}"
-            raise ConfigError(f"{origin} sets {self.name} to {parsed}; allowed: {limits}", param=self.name)
+        if too_small or too_large or (self.choices and parsed not in self.choices):
+            raise ConfigError(f"{origin} sets {self.name} to {parsed!r}; allowed: {self.limits}", param=self.name)
         return parsed
+
+    @property
+    def limits(self) -> str:
+        """The values allowed, in words; empty when the type says it all."""
+        if self.choices:
+            return ", ".join(self.choices)
+        if self.minimum is None or self.maximum is None:
+            low = "" if self.minimum is None else f"at least {self.minimum:g}"
+            return low if self.maximum is None else f"at most {self.maximum:g}"
+        return f"{self.minimum:g} to {self.maximum:g}"
 
     def _convert(self, value: Any) -> Any:
         if self.type is bool:
@@ -77,14 +87,20 @@ class Setting:
         if self.type is list:
             if isinstance(value, str):
                 return tuple(part.strip() for part in value.split(",") if part.strip())
-            if isinstance(value, list | tuple):
-                return tuple(str(part) for part in value)
-            raise TypeError(value)
-        if isinstance(value, bool):
+            if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+                return tuple(value)
             raise TypeError(value)
         if self.type is str:
-            return str(value)
-        return self.type(str(value)) if isinstance(value, str) else self.type(value)
+            if not isinstance(value, str):
+                raise TypeError(value)
+            return value
+        if isinstance(value, bool):
+            raise TypeError(value)
+        parsed = self.type(value)
+        # int(1.5) is 1, and nan passes every limit.
+        if not math.isfinite(parsed) or (isinstance(value, float) and parsed != value):
+            raise ValueError(value)
+        return parsed
 
 
 _TYPE_WORDS = {
@@ -128,7 +144,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("huggingface_token", str, "", "", "Token for gated models; empty: huggingface_hub's own."),
     Setting("allow_insecure_downloads", bool, False, "", "Honour ignoreSSL and proxy of a download request."),
     # -- logs
-    Setting("log_level", str, "info", "", "debug, info, warning or error."),
+    Setting("log_level", str, "info", "", "debug, info, warning or error.", choices=("debug", "info", "warning", "error")),
     Setting("log_json", bool, False, "", "One JSON object per log line."),
 )  # fmt: skip
 BY_NAME = {setting.name: setting for setting in SETTINGS}
@@ -142,15 +158,17 @@ class Settings:
     """All settings with their values; `settings.port` reads one."""
 
     home: Path
-    values: Mapping[str, Any]
+    values: Mapping[str, Any] = field(repr=False)
+    """Not in the repr: keys and tokens are among them."""
     origins: Mapping[str, str] = field(default_factory=dict)
     """Where each value came from: a flag, a variable, the file, or `default`."""
 
     def __getattr__(self, name: str) -> Any:
-        try:
-            return self.values[name]
-        except KeyError:
-            raise AttributeError(f"there is no setting named {name!r}") from None
+        # Not self.values: while copy or pickle makes one, it is not there yet, and asking for it would come back here.
+        values = self.__dict__.get("values", {})
+        if name not in values:
+            raise AttributeError(f"there is no setting named {name!r}")
+        return values[name]
 
     def replace(self, **values: Any) -> Settings:
         """A copy with some values changed, each parsed."""
@@ -203,11 +221,6 @@ def load_settings(
     for name, value in (flags or {}).items():
         if value is not None and value != ():
             take(name, value, BY_NAME[name].flag)
-    if values["log_level"] not in {"debug", "info", "warning", "error"}:
-        raise ConfigError(
-            f"{origins['log_level']} sets log_level to {values['log_level']!r}; allowed: debug, info, warning, error",
-            param="log_level",
-        )
     return Settings(home, values, origins)
 
 
@@ -219,5 +232,5 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return {}
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
