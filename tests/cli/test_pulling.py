@@ -1,0 +1,102 @@
+"""How a download is shown, against a scripted API."""
+
+from __future__ import annotations
+
+import json
+
+import click
+import pytest
+
+from hostler.cli import pulling
+from hostler.cli.client import Refused
+from hostler.cli.pulling import pull
+
+
+def report(state, done, total=100):
+    return {"downloadState": state, "size": {"total": total, "transferred": done}, "speed": 50.0}
+
+
+class ScriptedClient:
+    """Plays one download: the answer to the start, then progress reports."""
+
+    def __init__(self, first, reports=(), model=None):
+        self.first = first
+        self.reports = list(reports)
+        self.model = model or {"id": "m", "lifecycle": "downloaded", "metadata": {"size_bytes": 100}}
+        self.calls = []
+
+    def post(self, path, body):
+        self.calls.append(("POST", path, body))
+        return self.first
+
+    def delete(self, path, body):
+        self.calls.append(("DELETE", path, body))
+
+    def get(self, path, **query):
+        if path.startswith("/v1/models/"):
+            return self.model
+        step = self.reports.pop(0)
+        if isinstance(step, BaseException):
+            raise step
+        return step
+
+
+DOWNLOADING = {"id": "m", "state": "downloading"}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(pulling, "POLL_S", 0.0)
+
+
+def test_json_lines_tell_every_step_once_and_the_end(capsys):
+    client = ScriptedClient(DOWNLOADING, [report("downloading", 10), report("downloading", 10), report("end", 100)])
+
+    assert pull(client, "smollm2", None, is_json=True) == "m"
+
+    steps = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(step["state"], step["done_bytes"]) for step in steps] == [("downloading", 10), ("downloaded", 100)]
+
+
+def test_without_a_terminal_progress_is_plain_lines_on_stderr(capsys):
+    client = ScriptedClient(DOWNLOADING, [report("downloading", 10), report("end", 100)])
+
+    pull(client, "smollm2", "other")
+
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "m: 10 B of 100 B" in said.err
+    assert "m is here: 100 B" in said.err
+    assert client.calls[0] == ("POST", "/v1/models/pull", {"model": "smollm2", "id": "other"})
+
+
+def test_model_that_is_already_here_is_a_success_without_transfer(capsys):
+    client = ScriptedClient({"id": "m", "state": "downloaded"})
+
+    assert pull(client, "smollm2", None) == "m"
+
+    assert "already here" in capsys.readouterr().err
+
+
+def test_job_that_vanished_is_judged_by_the_model(capsys):
+    client = ScriptedClient(DOWNLOADING, [Refused(404, {"message": "no download"})])
+
+    assert pull(client, "smollm2", None) == "m"
+
+
+@pytest.mark.parametrize("reports", [[report("error", 10)], [Refused(404, {"message": "no download"})]])
+def test_failed_download_says_why(reports):
+    model = {"id": "m", "lifecycle": "not_downloaded", "metadata": {}, "last_error": "the disk is full"}
+    client = ScriptedClient(DOWNLOADING, reports, model)
+
+    with pytest.raises(click.ClickException, match="the disk is full"):
+        pull(client, "smollm2", None)
+
+
+def test_ctrl_c_ends_the_download_too():
+    client = ScriptedClient(DOWNLOADING, [report("downloading", 10), KeyboardInterrupt()])
+
+    with pytest.raises(click.ClickException, match="interrupted"):
+        pull(client, "smollm2", None)
+
+    assert client.calls[-1] == ("DELETE", "/v1/models/pull", {"taskId": "m"})
