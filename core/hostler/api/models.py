@@ -1,0 +1,220 @@
+"""The model routes: list, get, delete, start, stop, download, import, and Cortex's spellings of the same.
+
+Floor 5; on the waitress thread of the request. Source: spec/API.md sections 5 and 11. What blocks holds a place of
+`max_requests`; stops and deletions have four places of their own, so that a model can be stopped while all others are taken.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import falcon
+
+from hostler.api import shapes
+from hostler.api.body import query_bool, query_choice, read_object
+from hostler.api.schema.models import (
+    read_download,
+    read_import,
+    read_named_model,
+    read_start,
+    read_task,
+    setting_warnings,
+)
+from hostler.config import EXTRA_THREADS, Settings
+from hostler.domain import Lifecycle
+from hostler.errors import (
+    InvalidModelFile,
+    InvalidRequest,
+    ModelNotFound,
+    QueueFull,
+    UnsupportedParameter,
+)
+from hostler.views import PullRequest, PullView
+
+if TYPE_CHECKING:
+    from hostler.runtime import Runtime
+
+N_STOPS = EXTRA_THREADS // 2
+"""Stops and deletions at once. They come out of the threads beyond `max_requests`, the other half of which answers health."""
+IN_MEMORY = frozenset({Lifecycle.STARTING, Lifecycle.RUNNING, Lifecycle.STOPPING})
+
+
+class Models:
+    """Models, by the seed's operations and Cortex's."""
+
+    def __init__(self, runtime: Runtime, settings: Settings) -> None:
+        self._runtime = runtime
+        self._settings = settings
+        self._stops = threading.BoundedSemaphore(N_STOPS)
+
+    # -- the seed -------------------------------------------------------------------------------------------------------
+
+    def list_all(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """listModels."""
+        is_all = query_bool(req, "all", default=False)
+        is_native = query_choice(req, "schema", ("seed", "native")) == "native"
+        views = self._runtime.models(include_catalogue=is_all)
+        resp.media = {
+            "object": "list",
+            "data": [
+                shapes.list_item(view, is_native=is_native)
+                for view in views
+                if is_all or view.lifecycle is not Lifecycle.NOT_DOWNLOADED
+            ],
+        }
+
+    def get(self, req: falcon.Request, resp: falcon.Response, model_id: str) -> None:
+        """getModel."""
+        is_native = query_choice(req, "schema", ("seed", "native")) == "native"
+        resp.media = shapes.get_item(self._runtime.model(model_id), is_native=is_native)
+
+    def delete(self, req: falcon.Request, resp: falcon.Response, model_id: str) -> None:
+        """deleteModel."""
+        del req
+        with self._stopping():
+            deleted = self._runtime.delete_model(model_id)
+        resp.media = {"id": deleted, "object": "model", "deleted": True, "message": "Deleted successfully!"}
+
+    def start(self, req: falcon.Request, resp: falcon.Response, model_id: str) -> None:
+        """startModel."""
+        _, overrides, wait = read_start(read_object(req))
+        resp.media = self._start(req, model_id, overrides, wait)
+
+    def stop(self, req: falcon.Request, resp: falcon.Response, model_id: str) -> None:
+        """stopModel."""
+        del req
+        resp.media = self._stop(model_id)
+
+    def download(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """downloadModel, by POST."""
+        resp.media = shapes.download(self._download(req))
+
+    # -- Jan ------------------------------------------------------------------------------------------------------------
+
+    def download_known(self, req: falcon.Request, resp: falcon.Response, model_id: str) -> None:
+        """downloadModel, by GET: ids that are registered or in the catalogue, nothing else."""
+        if self._settings.allow_insecure_downloads:
+            for name in ("ignoreSSL", "proxy"):
+                if req.get_param(name):
+                    raise UnsupportedParameter(f"{name} is not supported yet; set `proxy` for the whole server", param=name)
+        known = self._runtime.model(model_id).manifest.id
+        with self._runtime.hold("download"):
+            resp.media = shapes.download(self._runtime.pull_model(PullRequest(known)))
+
+    def progress(self, req: falcon.Request, resp: falcon.Response, model_id: str) -> None:
+        """Jan's getDownloadProgress."""
+        del req
+        view = self._runtime.pull(model_id)
+        if view is None:
+            raise ModelNotFound(f"Nothing was downloaded for {model_id} since the server started")
+        resp.media = shapes.download_progress(view)
+
+    # -- Cortex ---------------------------------------------------------------------------------------------------------
+
+    def pull(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """ModelsController_pullModel."""
+        view = self._download(req, needs_model=True)
+        is_going_on = view.lifecycle is Lifecycle.DOWNLOADING
+        resp.media = shapes.download(view, "Model start downloading!" if is_going_on else None)
+
+    def cancel_pull(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """ModelsController_stopModelDownload."""
+        task = read_task(read_object(req))
+        if not self._runtime.cancel_pull(task):
+            raise ModelNotFound(f"No download of {task} is going on")
+        resp.media = {"message": "Download stopped successfully", "taskId": task}
+
+    def start_named(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """ModelsController_startModel; also /models/load."""
+        raw = read_object(req)
+        model, overrides, wait = read_start(raw)
+        answer = self._start(req, model or read_named_model(raw), overrides, wait)
+        is_running = answer["state"] == Lifecycle.RUNNING.value
+        message = "Started successfully!" if is_running else answer["message"]
+        resp.media = {**answer, "message": message, "modelId": answer["id"], "success": True, "model": answer["id"]}
+
+    def stop_named(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """ModelsController_stopModel."""
+        resp.media = self._stopped_named(self._stop(read_named_model(read_object(req))))
+
+    def unload_named(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """unloadModel: as stop, but 404 for a model that is not loaded."""
+        view = self._runtime.model(read_named_model(read_object(req)))
+        if view.lifecycle not in IN_MEMORY:
+            raise ModelNotFound(f"The model {view.manifest.id} is not loaded", param="model")
+        resp.media = self._stopped_named(self._stop(view.manifest.id))
+
+    @staticmethod
+    def _stopped_named(answer: dict[str, Any]) -> dict[str, Any]:
+        return {**answer, "message": "Stopped successfully!", "success": True, "model": answer["id"]}
+
+    def status(self, req: falcon.Request, resp: falcon.Response, model_id: str) -> None:
+        """Cortex's yes or no: 200 when it runs, 400 when not."""
+        del req
+        view = self._runtime.model(model_id)
+        if view.lifecycle is not Lifecycle.RUNNING:
+            raise InvalidRequest(f"The model {view.manifest.id} is not running, it is {view.lifecycle.value}")
+        resp.media = {"message": "Model is running"}
+
+    def import_path(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """ModelsController_importModel: link files that are on this machine already."""
+        path, model_id, name = read_import(read_object(req))
+        if not (req.context.is_from_cli or self._settings.allow_file_sources):
+            raise UnsupportedParameter(
+                "modelPath is not accepted over HTTP; use `hostler import`, or set allow_file_sources", param="modelPath"
+            )
+        try:
+            view = self._runtime.import_model(path, model_id, name)
+        except InvalidModelFile as error:
+            # On import the file is the request's own fault; on a start it is the server's.
+            raise InvalidRequest(error.message, param="modelPath") from error
+        message = "Model is imported successfully!"
+        resp.media = {"result": "OK", "modelHandle": view.manifest.id, **shapes.changed_state(view, message)}
+
+    # -- inside ---------------------------------------------------------------------------------------------------------
+
+    def _start(self, req: falcon.Request, model: str, overrides: dict[str, Any], wait: bool | None) -> dict[str, Any]:
+        is_waiting = query_bool(req, "wait", default=True) if wait is None else wait
+        if is_waiting:
+            with self._runtime.hold("start"):
+                view = self._runtime.start_model(model, overrides)
+        else:
+            view = self._runtime.start_model(model, overrides, is_waiting=False)
+        name = view.manifest.id
+        is_running = view.lifecycle is Lifecycle.RUNNING
+        answer = shapes.changed_state(view, f"Model {name} started" if is_running else f"Model {name} is starting")
+        warnings = [*setting_warnings(overrides), *(view.info.warnings if view.info else ())]
+        if warnings:
+            answer["warning"] = "; ".join(warnings)
+        return answer
+
+    def _stop(self, model: str) -> dict[str, Any]:
+        with self._stopping():
+            view = self._runtime.stop_model(model)
+        return shapes.changed_state(view, "Model stopped")
+
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
+        if not self._stops.acquire(blocking=False):
+            raise QueueFull(f"{N_STOPS} models are being stopped already; try again in a moment", retry_after_s=1.0)
+        try:
+            yield
+        finally:
+            self._stops.release()
+
+    def _download(self, req: falcon.Request, *, needs_model: bool = False) -> PullView:
+        raw = read_object(req)
+        if needs_model:
+            read_named_model(raw)
+        request, wait = read_download(
+            raw,
+            query_source=req.get_param("source_url"),
+            default_model=self._settings.default_model,
+            is_from_cli=req.context.is_from_cli,
+        )
+        is_waiting = wait or query_bool(req, "wait", default=False)
+        with self._runtime.hold("download"):
+            return self._runtime.pull_model(request, is_waiting=is_waiting)

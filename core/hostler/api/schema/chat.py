@@ -1,0 +1,198 @@
+"""The body of `POST /chat/completions`. Source: spec/API.md section 6.
+
+Floor 5; pure. This release takes text: what hostler knows but cannot honour (tools, structured output, images) is refused
+by name, never ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from hostler.api.schema.convert import convert, required, shown
+from hostler.api.schema.sampling import read_logit_bias, read_parameters
+from hostler.domain import Message
+from hostler.errors import InvalidRequest, MissingParameter, UnsupportedParameter
+
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+UNSUPPORTED_PARTS = frozenset(
+    {"image_url", "image_file", "input_image", "input_audio", "audio", "file", "doc_url", "video_url"}
+)
+MAX_N = 8
+MAX_TOP_LOGPROBS = 20
+
+Choices = Annotated[int, Meta(ge=1, le=MAX_N)]
+
+
+class StreamOptions(Struct):
+    """What a stream carries beside text."""
+
+    include_usage: bool | None = None
+
+
+class ContentPart(Struct):
+    """One part of a message."""
+
+    type: str | None = None
+    text: str | None = None
+    refusal: str | None = None
+
+
+class WireMessage(Struct):
+    """One turn, as sent."""
+
+    role: str | None = None
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    refusal: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+
+class ResponseFormat(Struct):
+    """The form of the answer."""
+
+    type: str | None = None
+
+
+class ChatBody(Struct):
+    """Everything but the sampling fields. All optional here; what must be there is asked for below, by path."""
+
+    model: str | None = None
+    messages: list[WireMessage] | None = None
+    stream_options: StreamOptions | None = None
+    n: Choices | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    logit_bias: dict[str, Any] | None = None
+    tools: list[Any] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    functions: list[Any] | None = None
+    function_call: str | dict[str, Any] | None = None
+    response_format: ResponseFormat | None = None
+    modalities: list[str] | None = None
+    web_search_options: dict[str, Any] | None = None
+    cache_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class ChatCall(Struct, frozen=True):
+    """A chat request that makes sense."""
+
+    model: str
+    messages: tuple[Message, ...]
+    parameters: dict[str, Any]
+    """Sampling fields of the request, native, without `stream`."""
+    is_stream: bool
+    include_usage: bool
+    n: int
+    logprobs: int | None
+    logit_bias: dict[int, float]
+    cache_prompt: bool
+    template_kwargs: dict[str, Any]
+
+
+def read_chat(raw: dict[str, Any]) -> ChatCall:
+    """Check a body.
+
+    Raises:
+        InvalidRequest, MissingParameter, UnsupportedParameter: With the path of the field.
+    """
+    body = convert(raw, ChatBody)
+    parameters = read_parameters(raw)
+    model = required(body.model, "model", "name one that GET /v1/models lists")
+    messages = required(body.messages, "messages")
+    if not messages:
+        raise InvalidRequest("messages is empty; a chat needs at least one message", param="messages")
+    _refuse_unsupported(body)
+    return ChatCall(
+        model=model,
+        messages=tuple(read_message(message, f"messages[{index}]") for index, message in enumerate(messages)),
+        parameters=parameters,
+        is_stream=parameters.pop("stream", False),
+        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        n=body.n or 1,
+        logprobs=_logprobs(body),
+        logit_bias=read_logit_bias(body.logit_bias),
+        cache_prompt=body.cache_prompt is not False,
+        template_kwargs=body.chat_template_kwargs or {},
+    )
+
+
+def read_message(message: WireMessage, path: str) -> Message:
+    """Check one turn.
+
+    Raises:
+        InvalidRequest, MissingParameter, UnsupportedParameter: With the path of the field.
+    """
+    role = required(message.role, f"{path}.role")
+    if role not in ROLES:
+        raise InvalidRequest(f"{path}.role is {shown(role)}; allowed: {', '.join(ROLES)}", param=f"{path}.role")
+    content = message.content
+    if isinstance(content, list):
+        content = _joined(content, f"{path}.content")
+    elif content is None and role == "assistant":
+        content = message.refusal
+    if content is None and not (role == "assistant" and message.tool_calls):
+        raise MissingParameter(f"{path}.content is missing", param=f"{path}.content")
+    return Message(
+        role=ROLES[role],
+        content=content,
+        name=message.name,
+        tool_calls=tuple(message.tool_calls) if message.tool_calls else None,
+        tool_call_id=message.tool_call_id,
+    )
+
+
+def _joined(parts: list[ContentPart], path: str) -> str:
+    if not parts:
+        raise InvalidRequest(f"{path} is an empty array; it needs at least one part", param=path)
+    return "\n".join(_text_of(part, f"{path}[{index}]") for index, part in enumerate(parts))
+
+
+def _text_of(part: ContentPart, path: str) -> str:
+    kind = required(part.type, f"{path}.type")
+    if kind == "text":
+        return required(part.text, f"{path}.text")
+    if kind == "refusal":
+        return required(part.refusal, f"{path}.refusal")
+    if kind in UNSUPPORTED_PARTS:
+        raise UnsupportedParameter(f"{path} is a part of type {kind}; this release takes text only", param=path)
+    raise InvalidRequest(f"{path}.type is {shown(kind)}; allowed: text, refusal", param=f"{path}.type")
+
+
+def _logprobs(body: ChatBody) -> int | None:
+    if body.logprobs:
+        return body.top_logprobs or 0
+    if body.top_logprobs:
+        raise InvalidRequest(
+            f"top_logprobs is {body.top_logprobs} without logprobs; set logprobs to true", param="top_logprobs"
+        )
+    return None
+
+
+def _refuse_unsupported(body: ChatBody) -> None:
+    if body.tools and body.tool_choice != "none":
+        raise UnsupportedParameter(
+            'tools are not supported in this release; leave them out or send tool_choice "none"', param="tools"
+        )
+    if body.functions and body.function_call != "none":
+        raise UnsupportedParameter(
+            'functions are not supported in this release; leave them out or send function_call "none"', param="functions"
+        )
+    for name, choice in (("tool_choice", body.tool_choice), ("function_call", body.function_call)):
+        if choice is not None and choice not in ("none", "auto"):
+            raise InvalidRequest(f"{name} is {shown(choice)}, and the request has no tools to call", param=name)
+    form = body.response_format
+    if form is not None and required(form.type, "response_format.type") != "text":
+        raise UnsupportedParameter(
+            f"response_format of type {shown(form.type)} is not supported in this release; allowed: text",
+            param="response_format",
+        )
+    if body.modalities and body.modalities != ["text"]:
+        raise UnsupportedParameter(
+            f"modalities is {shown(body.modalities)}; this release answers with text only", param="modalities"
+        )
+    if body.web_search_options is not None:
+        raise UnsupportedParameter("web_search_options: this server does not search the web", param="web_search_options")

@@ -1,0 +1,113 @@
+"""The body of `POST /completions`. Source: spec/API.md section 7 and OpenAI's legacy completions. Floor 5; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from hostler.api.schema.chat import Choices, StreamOptions
+from hostler.api.schema.convert import convert, required
+from hostler.api.schema.sampling import LARGEST, read_logit_bias, read_parameters
+from hostler.errors import InvalidRequest, UnsupportedParameter
+
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's; the model's own limit is for chats."""
+MAX_LOGPROBS = 5
+MAX_PROMPTS = 2048
+
+TokenId = Annotated[int, Meta(ge=0, le=LARGEST)]
+Prompt = str | tuple[int, ...]
+
+
+class CompletionBody(Struct):
+    """Everything but the sampling fields."""
+
+    model: str | None = None
+    prompt: str | list[str | TokenId | list[TokenId]] | None = None
+    suffix: str | None = None
+    echo: bool | None = None
+    best_of: int | None = None
+    stream_options: StreamOptions | None = None
+    n: Choices | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    logit_bias: dict[str, Any] | None = None
+    cache_prompt: bool | None = None
+
+
+class CompletionCall(Struct, frozen=True):
+    """A completion request that makes sense."""
+
+    model: str
+    prompts: tuple[Prompt, ...]
+    parameters: dict[str, Any]
+    """Sampling fields of the request, native, without `stream`."""
+    is_stream: bool
+    include_usage: bool
+    n: int
+    logprobs: int | None
+    logit_bias: dict[int, float]
+    is_echo: bool
+    cache_prompt: bool
+
+
+def read_completion(raw: dict[str, Any]) -> CompletionCall:
+    """Check a body.
+
+    Raises:
+        InvalidRequest, MissingParameter, UnsupportedParameter: With the path of the field.
+    """
+    body = convert(raw, CompletionBody)
+    parameters = read_parameters(raw)
+    model = required(body.model, "model", "name one that GET /v1/models lists")
+    prompts = _prompts(required(body.prompt, "prompt"))
+    n = body.n or 1
+    if body.suffix:
+        raise UnsupportedParameter("suffix is not supported: this server does not fill in the middle", param="suffix")
+    if body.best_of is not None and body.best_of != n:
+        raise UnsupportedParameter(f"best_of is {body.best_of} and n is {n}; only equal values are supported", param="best_of")
+    if body.echo:
+        _check_echo(body, prompts)
+    return CompletionCall(
+        model=model,
+        prompts=prompts,
+        parameters=parameters,
+        is_stream=parameters.pop("stream", False),
+        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        n=n,
+        logprobs=body.logprobs,
+        logit_bias=read_logit_bias(body.logit_bias),
+        is_echo=bool(body.echo),
+        cache_prompt=body.cache_prompt is not False,
+    )
+
+
+def _prompts(prompt: str | Sequence[str | int | list[int]]) -> tuple[Prompt, ...]:
+    if isinstance(prompt, str):
+        return (prompt,)
+    if not prompt:
+        raise InvalidRequest("prompt is an empty array; give a string, strings, token ids or arrays of them", param="prompt")
+    ids = [item for item in prompt if isinstance(item, int)]
+    if len(ids) == len(prompt):
+        return (tuple(ids),)
+    if ids:
+        raise InvalidRequest("prompt mixes token ids with strings or arrays; send one kind", param="prompt")
+    if len(prompt) > MAX_PROMPTS:
+        raise InvalidRequest(f"prompt holds {len(prompt)} prompts; at most {MAX_PROMPTS} are allowed", param="prompt")
+    found: list[Prompt] = []
+    for index, item in enumerate(prompt):
+        if isinstance(item, str):
+            found.append(item)
+        elif isinstance(item, list) and item:
+            found.append(tuple(item))
+        else:
+            raise InvalidRequest(f"prompt[{index}] is empty; a prompt needs at least one token", param=f"prompt[{index}]")
+    return tuple(found)
+
+
+def _check_echo(body: CompletionBody, prompts: tuple[Prompt, ...]) -> None:
+    if body.logprobs is not None:
+        raise UnsupportedParameter("echo with logprobs is not supported: prompts have no log probabilities here", param="echo")
+    if not all(isinstance(prompt, str) for prompt in prompts):
+        raise UnsupportedParameter("echo of token ids is not supported; send the prompt as text", param="echo")

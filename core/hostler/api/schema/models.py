@@ -1,0 +1,195 @@
+"""Bodies of the model routes: downloads, starts, imports. Source: spec/API.md sections 5 and 11. Floor 5; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec import Struct
+
+from hostler.api.schema.convert import convert, required
+from hostler.errors import InvalidRequest, MissingParameter, UnsupportedParameter
+from hostler.library.fields import validate_parameters, validate_settings
+from hostler.library.manifest import check_member_path
+from hostler.library.names import repair_url
+from hostler.views import PullRequest
+
+FILE_SETTINGS = ("llama_model_path", "mmproj", "grammar_file")
+"""Settings that name a file, which must lie inside the model's folder."""
+
+
+class Source(Struct):
+    """One entry of model.json's `sources`."""
+
+    url: str | None = None
+
+
+class DownloadBody(Struct):
+    """`POST /models` and `POST /models/pull`."""
+
+    source_url: str | None = None
+    id: str | None = None
+    model: str | None = None
+    name: str | None = None
+    description: str | None = None
+    format: str | None = None
+    settings: dict[str, Any] | None = None
+    engine_parameters: dict[str, Any] | None = None
+    parameters: dict[str, Any] | None = None
+    model_parameters: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
+    sources: list[Source | str] | None = None
+    wait: bool | None = None
+
+
+class ImportBody(Struct):
+    """`POST /models/import`."""
+
+    model: str | None = None
+    modelPath: str | None = None
+    name: str | None = None
+    option: str | None = None
+
+
+class StartBody(Struct):
+    """What a start says beside settings."""
+
+    model: str | None = None
+    wait: bool | None = None
+    settings: dict[str, Any] | None = None
+
+
+class ModelBody(Struct):
+    """A body that only names a model."""
+
+    model: str | None = None
+    taskId: str | None = None
+
+
+def read_download(
+    raw: dict[str, Any], *, query_source: str | None, default_model: str, is_from_cli: bool
+) -> tuple[PullRequest, bool]:
+    """Check a download's body.
+
+    Args:
+        query_source: `?source_url=`.
+        default_model: What a request that names nothing means; empty: nothing.
+
+    Returns:
+        What to download, and whether the body asks to wait for it.
+
+    Raises:
+        InvalidRequest, MissingParameter: With the path of the field.
+    """
+    body = convert(raw, DownloadBody)
+    source = body.source_url or query_source or _first_source(body)
+    reference = source or body.model or body.id or default_model
+    if not reference:
+        raise MissingParameter(
+            "source_url is missing, and this server has no default_model; name a model or where to get it", param="source_url"
+        )
+    # Beside a source, `model` is the id to register under; alone it is the reference.
+    wanted_id = body.id or (body.model if source else None)
+    request = PullRequest(
+        reference=repair_url(reference),
+        id=wanted_id if wanted_id != reference else None,
+        name=body.name,
+        description=body.description,
+        format=body.format,
+        settings=_merged(validate_settings, body, "engine_parameters", "settings"),
+        parameters=_merged(validate_parameters, body, "model_parameters", "parameters"),
+        metadata=body.metadata,
+        is_from_cli=is_from_cli,
+    )
+    return request, bool(body.wait)
+
+
+def _first_source(body: DownloadBody) -> str | None:
+    for source in body.sources or ():
+        url = source if isinstance(source, str) else source.url
+        if url:
+            return url
+    return None
+
+
+def _merged(validate: Any, body: DownloadBody, *names: str) -> dict[str, Any] | None:
+    """The group under its several names, the later winning; None where none was sent."""
+    groups = [(name, getattr(body, name)) for name in names if getattr(body, name) is not None]
+    if not groups:
+        return None
+    merged: dict[str, Any] = {}
+    for name, values in groups:
+        merged.update(validate(values, name))
+    return merged
+
+
+def read_start(raw: dict[str, Any]) -> tuple[str | None, dict[str, Any], bool | None]:
+    """Check a start's body.
+
+    Returns:
+        The model it names, if any; the settings for this run, native; whether to wait, if it says so.
+
+    Raises:
+        InvalidRequest: With the path of the field.
+    """
+    body = convert(raw, StartBody)
+    settings = validate_settings(body.settings or {}, "settings")
+    settings.update(validate_settings(raw, ""))
+    for name in FILE_SETTINGS:
+        if settings.get(name):
+            _check_inside(settings[name], name)
+    return body.model, settings, body.wait
+
+
+def _check_inside(path: str, name: str) -> None:
+    try:
+        check_member_path(path)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{name}: {error.message}", param=name) from error
+
+
+def setting_warnings(settings: Mapping[str, Any]) -> list[str]:
+    """What was accepted and has no effect, whatever the engine."""
+    found = []
+    if settings.get("cont_batching") is False:
+        found.append("cont_batching is always on")
+    if settings.get("vision_model"):
+        found.append("vision_model has no effect: this release takes text only")
+    return found
+
+
+def read_import(raw: dict[str, Any]) -> tuple[str, str | None, str | None]:
+    """Check an import's body.
+
+    Returns:
+        Path, id, name.
+
+    Raises:
+        InvalidRequest, MissingParameter, UnsupportedParameter: With the field.
+    """
+    body = convert(raw, ImportBody)
+    path = required(body.modelPath, "modelPath", "give the path of a GGUF file or of a model's folder")
+    if body.option == "copy":
+        raise UnsupportedParameter("option copy is not supported: imports link the files where they are", param="option")
+    if body.option not in (None, "symlink"):
+        raise InvalidRequest(f"option is {body.option!r}; allowed: symlink", param="option")
+    return path, body.model, body.name
+
+
+def read_named_model(raw: dict[str, Any]) -> str:
+    """The `model` of a body that names one.
+
+    Raises:
+        MissingParameter: It does not.
+    """
+    return required(convert(raw, ModelBody).model, "model")
+
+
+def read_task(raw: dict[str, Any]) -> str:
+    """The download that `DELETE /models/pull` names.
+
+    Raises:
+        MissingParameter: It names none.
+    """
+    body = convert(raw, ModelBody)
+    return required(body.taskId or body.model, "taskId", "it is the id in the download's answer")
