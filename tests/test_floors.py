@@ -27,7 +27,7 @@ FLOORS = {
     "_native": 1, "ring": 1, "modelcache": 1, "library": 1, "records": 1,
     # 2, plugin contracts, and what is made of them
     "engine": 2, "hookspecs": 2, "sources": 2, "plugins": 2, "prompt": 2, "testing": 2, "text": 2,
-    "library.fetch": 2, "library.pulls": 2, "library.store": 2,
+    "library.fetch": 2, "library.pulls": 2, "library.store": 2, "library.transfer": 2,
     # 3, worker process
     "worker": 3,
     # 4, scheduling
