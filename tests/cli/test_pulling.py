@@ -10,6 +10,7 @@ import pytest
 from hostler.cli import pulling
 from hostler.cli.client import Refused
 from hostler.cli.pulling import pull
+from hostler.home import ServerAddress
 
 
 def report(state, done, total=100):
@@ -18,6 +19,8 @@ def report(state, done, total=100):
 
 class ScriptedClient:
     """Plays one download: the answer to the start, then progress reports."""
+
+    address = None
 
     def __init__(self, first, reports=(), model=None):
         self.first = first
@@ -28,9 +31,6 @@ class ScriptedClient:
     def post(self, path, body):
         self.calls.append(("POST", path, body))
         return self.first
-
-    def delete(self, path, body):
-        self.calls.append(("DELETE", path, body))
 
     def get(self, path, **query):
         if path.startswith("/v1/models/"):
@@ -93,10 +93,18 @@ def test_failed_download_says_why(reports):
         pull(client, "smollm2", None)
 
 
-def test_ctrl_c_ends_the_download_too():
+def test_ctrl_c_tells_where_the_download_stands():
     client = ScriptedClient(DOWNLOADING, [report("downloading", 10), KeyboardInterrupt()])
 
-    with pytest.raises(click.ClickException, match="interrupted"):
+    with pytest.raises(click.ClickException, match="goes on where it stopped"):
         pull(client, "smollm2", None)
 
-    assert client.calls[-1] == ("DELETE", "/v1/models/pull", {"taskId": "m"})
+
+def test_ctrl_c_leaves_a_download_of_the_server_alone():
+    client = ScriptedClient(DOWNLOADING, [report("downloading", 10), KeyboardInterrupt()])
+    client.address = ServerAddress(1, "http://127.0.0.1:4711", 4711, 0, "")
+
+    with pytest.raises(click.ClickException, match=r"goes on in the server at http://127.0.0.1:4711"):
+        pull(client, "smollm2", None)
+
+    assert [method for method, *_ in client.calls] == ["POST"]

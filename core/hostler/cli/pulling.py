@@ -100,7 +100,7 @@ class Bar(AbstractContextManager["Bar"]):
 
 
 def pull(client: Client, source: str, model_id: str | None, *, is_json: bool = False) -> str:
-    """Download a model and show how it goes; Ctrl-C ends the download and keeps what arrived.
+    """Download a model and show how it goes; Ctrl-C never loses what has arrived.
 
     Returns:
         The model's id.
@@ -123,10 +123,11 @@ def pull(client: Client, source: str, model_id: str | None, *, is_json: bool = F
         with display if isinstance(display, Bar) else nullcontext():
             last = _watch(client, name, display.show)
     except KeyboardInterrupt:
-        client.delete("/v1/models/pull", {"taskId": name})
-        raise click.ClickException(
-            f"{name} was not downloaded: interrupted; the same command goes on where it stopped"
-        ) from None
+        if client.address is None:
+            told = f"{name} was not downloaded: interrupted; the same command goes on where it stopped"
+        else:
+            told = f"the download of {name} goes on in the server at {client.address.url}; `hostler rm {name}` ends it"
+        raise click.ClickException(told) from None
     if last.error is not None:
         raise click.ClickException(last.error)
     if not is_json:
