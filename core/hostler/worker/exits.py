@@ -40,8 +40,8 @@ class ExitReport:
     """One worker's end, as a person should read it."""
 
     kind: str
-    """`stopped` (we asked), `exited`, `signalled`, `out_of_memory`, `stalled` (we killed it), `start_timeout` (we killed
-    it), `spawn_failed`."""
+    """`exited`, `signalled`, `out_of_memory`, `stopped` (we asked), `stalled`, `start_timeout`, `babbled` (we killed it),
+    `spawn_failed`."""
     code: int | None = None
     """Exit code, when it exited."""
     signal: str | None = None
@@ -63,6 +63,8 @@ class ExitReport:
                 text = "made no progress with loading and was killed"
             case "out_of_memory":
                 text = "ran out of memory"
+            case "babbled":
+                text = "lost its control pipe and was killed"
             case "spawn_failed":
                 text = "could not be started"
             case "signalled":
@@ -86,7 +88,7 @@ def classify(
 
     Args:
         returncode: As Popen gives it: negative for a signal.
-        asked_for: Why we ended it ourselves (`stopped`, `stalled`, `start_timeout`); None: we did not.
+        asked_for: Why we ended it ourselves (`stopped`, `stalled`, ...); None: we did not.
         detail: More on `asked_for`.
         oom_kills: How many processes the kernel killed for memory while this one lived.
         last_output: The last lines of its output.

@@ -163,6 +163,7 @@ class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
 
     code: str
     message: str
+    param: str | None = None
 
 
 class SequenceClosed(msgspec.Struct, frozen=True, tag="closed"):
@@ -178,6 +179,7 @@ class Reply(msgspec.Struct, frozen=True, tag="reply"):
     value: Any = None
     code: str | None = None
     message: str = ""
+    param: str | None = None
 
 
 class Stopped(msgspec.Struct, frozen=True, tag="stopped"):

@@ -1,0 +1,235 @@
+"""From a submitted request to token ids: render, tokenize, check that it fits.
+
+Floor 3, in the worker, preparation thread (`preparation_thread.py`), beside the loop: the only part of the engine it may
+call is `tokenize`. Every refusal is an InvalidRequest that names the field.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from hostler.domain import SEED_RANDOM, Message, SamplingParams
+from hostler.engine import EngineInfo
+from hostler.errors import ContextLengthExceeded, InvalidRequest
+from hostler.prompt.forms import PromptForm, parse_prompt_template
+from hostler.prompt.segments import Prompt
+from hostler.prompt.template import ChatTemplate
+from hostler.text import StopStrings
+from hostler.worker.wire import PromptSettings, Submit
+
+MAX_STOP_CHARACTERS = 16 * 1024
+"""All stop strings of a request together: each character is a state of the automaton, about 300 bytes."""
+
+
+class Tokenizer(Protocol):
+    """The part of an engine that may be called beside its thread."""
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """See Engine."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that is ready for a slot."""
+
+    sequence_id: int
+    tokens: Sequence[int]
+    params: SamplingParams
+    """With a seed drawn."""
+    stops: StopStrings
+    cache_prompt: bool
+
+
+class Preparation:
+    """Prepares requests for one loaded model. One thread at a time."""
+
+    def __init__(self, model_id: str, tokenizer: Tokenizer, info: EngineInfo, settings: PromptSettings) -> None:
+        """Choose how messages become text: the setting `prompt_template`, else the file's template, else Jan's four
+        prompt texts when one of them is set.
+
+        Raises:
+            InvalidRequest: `prompt_template` lacks its marker.
+        """
+        self._model_id = model_id
+        self._tokenizer = tokenizer
+        self._info = info
+        self._max_bytes = settings.max_prompt_bytes
+        self._form: PromptForm | None = None
+        self._template: ChatTemplate | None = None
+        if settings.prompt_template is not None:
+            self._form = parse_prompt_template(settings.prompt_template)
+        elif info.chat_template is not None:
+            self._template = ChatTemplate(
+                info.chat_template,
+                bos_text=info.bos_text,
+                eos_text=info.eos_text,
+                special_texts=info.special_texts,
+                max_prompt_bytes=settings.max_prompt_bytes,
+            )
+        else:
+            self._form = _plain_form(settings)
+
+    def prepare(self, submit: Submit, on_rendered: Callable[[], None]) -> Prepared:
+        """Do all of it.
+
+        Args:
+            on_rendered: Called between rendering, which has a time limit of its own, and tokenizing.
+
+        Raises:
+            HostlerError: What is wrong with the request.
+        """
+        params = self._checked(submit.params)
+        implied_stops: tuple[str, ...] = ()
+        if submit.messages is not None:
+            prompt = self.render(submit.messages, submit.template_kwargs)
+            implied_stops = prompt.stops
+            on_rendered()
+            tokens: Sequence[int] = self._tokenize_prompt(prompt, "messages")
+        elif isinstance(submit.prompt, str):
+            on_rendered()
+            tokens = self._tokenize_prompt(Prompt((submit.prompt,) if submit.prompt else ()), "prompt")
+        else:
+            on_rendered()
+            tokens = self._check_token_ids(submit.prompt or (), "prompt")
+        self._check_length(len(tokens), "messages" if submit.messages is not None else "prompt")
+        stops = StopStrings((*params.stop, *implied_stops))
+        return Prepared(submit.sequence_id, tokens, params, stops, submit.cache_prompt)
+
+    def render(self, messages: Sequence[Message], template_kwargs: dict[str, object]) -> Prompt:
+        """Messages to text.
+
+        Raises:
+            InvalidRequest: The template refuses them, or there is none.
+        """
+        if self._template is not None:
+            return self._template.render(messages, template_kwargs)
+        if self._form is not None:
+            return self._form.render(messages, self._info.special_texts, self._max_bytes)
+        raise InvalidRequest(
+            f"The files of {self._model_id} hold no chat template, so messages cannot become a prompt; set "
+            f"prompt_template in the model's settings (text with {{system_message}} and {{prompt}}), or send a plain "
+            f"prompt to /v1/completions",
+            param="settings.prompt_template",
+        )
+
+    def tokenize(self, text: str) -> list[int]:
+        """A plain text to token ids, BOS and control texts as for a completion's prompt."""
+        return self._tokenize((text,) if text else ())
+
+    def embed_inputs(self, inputs: object) -> list[list[int]]:
+        """Texts or token ids to token ids that may be embedded.
+
+        Raises:
+            InvalidRequest: Naming the input that is empty, too long or neither.
+        """
+        if not isinstance(inputs, list | tuple) or not inputs:
+            raise InvalidRequest("input is empty; send a text, or a list of texts or of token id lists", param="input")
+        prepared = []
+        for index, value in enumerate(inputs):
+            param = f"input[{index}]"
+            if isinstance(value, str):
+                tokens = self.tokenize(value)
+            elif isinstance(value, list | tuple):
+                tokens = list(self._check_token_ids(value, param))
+            else:
+                raise InvalidRequest(f"{param} is neither a text nor a list of token ids", param=param)
+            if not tokens:
+                raise InvalidRequest(f"{param} is empty; send some text", param=param)
+            if len(tokens) > self._info.n_ctx:
+                raise ContextLengthExceeded(
+                    f"This model's maximum context length is {self._info.n_ctx} tokens. However, {param} has "
+                    f"{len(tokens)} tokens. Please shorten it.",
+                    param=param,
+                )
+            prepared.append(tokens)
+        return prepared
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _checked(self, params: SamplingParams) -> SamplingParams:
+        if params.max_tokens < 1:
+            raise InvalidRequest(f"max_tokens is {params.max_tokens}; it must be at least 1", param="max_tokens")
+        n_characters = sum(len(stop) for stop in params.stop)
+        if n_characters > MAX_STOP_CHARACTERS:
+            raise InvalidRequest(
+                f"The stop strings have {n_characters} characters together; at most {MAX_STOP_CHARACTERS} are allowed",
+                param="stop",
+            )
+        # An id out of range is memory out of range in an engine.
+        for token_id in params.logit_bias:
+            if not 0 <= token_id < self._info.n_vocab:
+                raise InvalidRequest(
+                    f"logit_bias names token {token_id}; this model's tokens are 0 to {self._info.n_vocab - 1}",
+                    param="logit_bias",
+                )
+        if params.seed == SEED_RANDOM:
+            return msgspec.structs.replace(params, seed=secrets.randbits(31))
+        return params
+
+    def _check_token_ids(self, tokens: Sequence[int], param: str) -> Sequence[int]:
+        if not tokens:
+            raise InvalidRequest(f"{param} is empty; send at least one token", param=param)
+        for index, token_id in enumerate(tokens):
+            if not 0 <= token_id < self._info.n_vocab:
+                raise InvalidRequest(
+                    f"{param}[{index}] is token {token_id}; this model's tokens are 0 to {self._info.n_vocab - 1}",
+                    param=f"{param}[{index}]",
+                )
+        return tokens
+
+    def _tokenize_prompt(self, prompt: Prompt, param: str) -> list[int]:
+        size = sum(len(segment) for segment in prompt.segments)
+        far_too_long = 256 * self._info.n_ctx + 65_536
+        if size > far_too_long:
+            # Half a minute of tokenizing for a refusal would keep everybody else's request waiting.
+            beginning = self._tokenize(("".join(prompt.segments)[:far_too_long],))
+            if len(beginning) >= self._info.n_ctx:
+                self._check_length(len(beginning), param, is_at_least=True)
+        tokens = self._tokenize(prompt.segments)
+        if not tokens:
+            raise InvalidRequest("The prompt is empty; send some text", param=param)
+        return tokens
+
+    def _tokenize(self, segments: Sequence[str]) -> list[int]:
+        tokens: list[int] = []
+        info = self._info
+        for index, segment in enumerate(segments):
+            # Templates write the BOS that the tokenizer would add; two of them make answers worse.
+            has_bos = bool(info.bos_text) and segment.startswith(info.bos_text)
+            is_first = index == 0 and not (info.adds_bos and has_bos)
+            tokens += self._tokenizer.tokenize(segment, add_special=is_first, parse_special=True)
+        if not segments:
+            tokens = self._tokenizer.tokenize("", add_special=True, parse_special=True)
+        return tokens
+
+    def _check_length(self, n_tokens: int, param: str, *, is_at_least: bool = False) -> None:
+        n_ctx = self._info.n_ctx
+        if n_tokens < n_ctx:
+            return
+        count = f"more than {n_tokens}" if is_at_least else str(n_tokens)
+        what = "your messages resulted in" if param == "messages" else "your prompt has"
+        why = ", which leaves no room for an answer" if n_tokens == n_ctx and not is_at_least else ""
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {n_ctx} tokens. However, {what} {count} tokens{why}. "
+            f"Please reduce the length of the {param}, or start the model with a larger ctx_len.",
+            param=param,
+        )
+
+
+def _plain_form(settings: PromptSettings) -> PromptForm | None:
+    texts = (settings.pre_prompt, settings.system_prompt, settings.user_prompt, settings.ai_prompt)
+    if all(text is None for text in texts):
+        return None
+    plain = PromptForm()
+    pre_prompt, system_prompt, user_prompt, ai_prompt = texts
+    return PromptForm(
+        pre_prompt=plain.pre_prompt if pre_prompt is None else pre_prompt,
+        system_prompt=plain.system_prompt if system_prompt is None else system_prompt,
+        user_prompt=plain.user_prompt if user_prompt is None else user_prompt,
+        ai_prompt=plain.ai_prompt if ai_prompt is None else ai_prompt,
+    )

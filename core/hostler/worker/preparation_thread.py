@@ -1,0 +1,219 @@
+"""The preparation thread and its watch: requests are rendered and tokenized beside the loop, in order of priority.
+
+Floor 3, in the worker. A chat template is a stranger's program, so rendering has a deadline. When it passes, the watch
+raises RenderTimeout inside the preparation thread and puts a fresh thread in its place; when the old one does not die of
+it within a grace period (it is inside one endless operation), the worker exits: a hostile template costs its own worker
+and nobody else.
+
+Two threads: `preparation` does the work, `preparation-watch` sleeps until the deadline of the job at hand.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import heapq
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from hostler.domain import Priority
+from hostler.errors import EngineFailed, HostlerError, InternalError, InvalidRequest
+from hostler.worker.preparation import Preparation, Prepared
+from hostler.worker.wire import Submit
+
+GRACE_S = 2.0
+"""For RenderTimeout to end the thread: it is raised between two bytecodes, so milliseconds are usual."""
+TOKENIZE_TIMEOUT_S = 120.0
+"""Tokenizing is native and cannot be interrupted; half a minute for the longest body, so this means that it hangs."""
+
+_RANK = {Priority.INTERACTIVE: 0, Priority.NORMAL: 1, Priority.BATCH: 2}
+
+
+class RenderTimeout(BaseException):
+    """Raised into a preparation thread from outside. Not an Exception, so that nothing in a template catches it."""
+
+
+class _Worker:
+    """One preparation thread. The lock of PreparationThread protects all fields."""
+
+    def __init__(self) -> None:
+        self.thread: threading.Thread | None = None
+        self.sequence_id = 0
+        self.deadline: float | None = None
+        """None: between jobs."""
+        self.is_rendering = False
+        self.is_condemned = False
+        """It has run into its deadline: whatever it still finishes is dropped, and it takes no further job."""
+
+
+class PreparationThread:
+    """Takes submits and tasks from any thread, delivers results from its own."""
+
+    def __init__(
+        self,
+        preparation: Preparation,
+        *,
+        render_timeout_s: float,
+        on_prepared: Callable[[Prepared], None],
+        on_failed: Callable[[int, HostlerError], None],
+        exit_worker: Callable[[str], NoReturn],
+        tokenize_timeout_s: float = TOKENIZE_TIMEOUT_S,
+        grace_s: float = GRACE_S,
+    ) -> None:
+        """Start the threads.
+
+        Args:
+            on_failed: Gets the sequence's id.
+            exit_worker: Ends the process with the sentence it is given.
+        """
+        self._preparation = preparation
+        self._render_timeout_s = render_timeout_s
+        self._tokenize_timeout_s = tokenize_timeout_s
+        self._grace_s = grace_s
+        self._on_prepared = on_prepared
+        self._on_failed = on_failed
+        self._exit_worker = exit_worker
+        self._lock = threading.Lock()  # protects the queue, the discarded ids and the current worker's fields
+        self._has_jobs = threading.Condition(self._lock)
+        self._queue: list[tuple[int, int, Submit | Callable[[], None]]] = []
+        self._n_taken_in = 0
+        self._discarded: set[int] = set()
+        self._is_busy = threading.Event()
+        self._current = self._start_worker()
+        threading.Thread(target=self._watch, name="preparation-watch", daemon=True).start()
+
+    def put(self, submit: Submit) -> None:
+        """Queue a request; one of on_prepared and on_failed follows, unless it is discarded."""
+        self._put(_RANK[submit.priority], submit)
+
+    def put_task(self, task: Callable[[], None]) -> None:
+        """Queue something else to be done in the thread; it delivers its result itself and raises nothing."""
+        self._put(_RANK[Priority.NORMAL], task)
+
+    def discard(self, sequence_id: int) -> None:
+        """Nobody wants this request any more; if it still waits here, leave it out."""
+        with self._lock:
+            if any(isinstance(job, Submit) and job.sequence_id == sequence_id for _, _, job in self._queue):
+                self._discarded.add(sequence_id)
+
+    # -- preparation thread -----------------------------------------------------------------------------------------
+
+    def _put(self, rank: int, job: Submit | Callable[[], None]) -> None:
+        with self._has_jobs:
+            self._n_taken_in += 1
+            heapq.heappush(self._queue, (rank, self._n_taken_in, job))
+            self._has_jobs.notify()
+
+    def _start_worker(self) -> _Worker:
+        worker = _Worker()
+        worker.thread = threading.Thread(target=self._run, args=(worker,), name="preparation", daemon=True)
+        worker.thread.start()
+        return worker
+
+    def _run(self, worker: _Worker) -> None:
+        try:
+            while self._do_next(worker):
+                pass
+        except RenderTimeout:
+            pass  # condemned: the watch has told the request already
+
+    def _do_next(self, worker: _Worker) -> bool:
+        with self._has_jobs:
+            while not self._queue:
+                self._has_jobs.wait()
+            _, _, job = heapq.heappop(self._queue)
+            if isinstance(job, Submit):
+                if job.sequence_id in self._discarded:
+                    self._discarded.remove(job.sequence_id)
+                    return True
+                worker.sequence_id = job.sequence_id
+                worker.is_rendering = job.messages is not None
+            timeout_s = self._render_timeout_s if worker.is_rendering else self._tokenize_timeout_s
+            worker.deadline = time.monotonic() + timeout_s
+        if not self._is_busy.is_set():
+            self._is_busy.set()
+        if not isinstance(job, Submit):
+            job()
+            return self._is_done(worker)
+        result: Prepared | HostlerError
+        try:
+            result = self._preparation.prepare(job, lambda: self._rendered(worker))
+        except HostlerError as error:
+            result = error
+        except MemoryError:
+            result = EngineFailed("The worker has not enough memory to prepare this prompt")
+        except Exception as error:  # noqa: BLE001 - a bug of the engine's tokenizer costs this request only
+            traceback.print_exc()
+            kind = EngineFailed if not worker.is_rendering else InternalError
+            result = kind(f"The prompt could not be prepared: {type(error).__name__}: {error}")
+        if not self._is_done(worker):
+            return False
+        if isinstance(result, Prepared):
+            self._on_prepared(result)
+        else:
+            self._on_failed(job.sequence_id, result)
+        return True
+
+    def _rendered(self, worker: _Worker) -> None:
+        with self._lock:
+            if not worker.is_condemned:
+                worker.is_rendering = False
+                worker.deadline = time.monotonic() + self._tokenize_timeout_s
+
+    def _is_done(self, worker: _Worker) -> bool:
+        with self._lock:
+            worker.deadline = None
+            worker.is_rendering = False
+            return not worker.is_condemned
+
+    # -- watch ------------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        while True:
+            self._is_busy.wait()
+            self._is_busy.clear()
+            while (remaining_s := self._remaining_s()) is not None:
+                if remaining_s > 0:
+                    time.sleep(remaining_s)
+                else:
+                    self._end_job()
+
+    def _remaining_s(self) -> float | None:
+        with self._lock:
+            deadline = self._current.deadline
+            return None if deadline is None else deadline - time.monotonic()
+
+    def _end_job(self) -> None:
+        with self._lock:
+            worker = self._current
+            if worker.deadline is None or worker.deadline > time.monotonic():
+                return  # it got done this very moment
+            if not worker.is_rendering:
+                self._exit_worker(f"the tokenizer did not come to an end within {self._tokenize_timeout_s:g} s")
+            worker.is_condemned = True
+            thread = worker.thread
+            assert thread is not None
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(thread.ident or 0), ctypes.py_object(RenderTimeout)
+            )
+        thread.join(self._grace_s)
+        if thread.is_alive():
+            self._exit_worker(
+                f"the model's chat template did not come to an end within {self._render_timeout_s:g} s and could not be "
+                f"interrupted"
+            )
+        print(  # noqa: T201 - standard output is the worker's log
+            f"a chat template was stopped after {self._render_timeout_s:g} s", file=sys.stderr, flush=True
+        )
+        with self._lock:
+            self._current = self._start_worker()
+        self._on_failed(
+            worker.sequence_id,
+            InvalidRequest(
+                f"The model's chat template did not come to an end within {self._render_timeout_s:g} s on these messages",
+                param="messages",
+            ),
+        )
