@@ -7,5 +7,7 @@ namespace hostler::bindings {
 
 void register_errors(nanobind::module_& module);
 void register_ring(nanobind::module_& module);
+void register_cache(nanobind::module_& module);
+void register_gguf(nanobind::module_& module);
 
 }  // namespace hostler::bindings

@@ -2,8 +2,9 @@
 #include "bindings.h"
 
 NB_MODULE(_native, module) {
-  module.doc() = "hostler's native core: token rings, mapped weight files, GGUF headers. Use hostler.ring, "
-                 "hostler.modelcache and hostler.library.gguf instead.";
+  module.doc() = "hostler's native core. Import hostler.ring, hostler.modelcache and hostler.library.gguf instead.";
   hostler::bindings::register_errors(module);
   hostler::bindings::register_ring(module);
+  hostler::bindings::register_cache(module);
+  hostler::bindings::register_gguf(module);
 }
