@@ -29,12 +29,14 @@ std::uint64_t prefetch(ModelCache& cache, const std::filesystem::path& path, con
 }  // namespace
 
 void register_cache(nb::module_& module) {
-  nb::exception<CacheBudgetExceeded>(module, "CacheBudgetExceeded", PyExc_ValueError).doc() =
+  const nb::exception<ModelCacheError> base(module, "ModelCacheError", PyExc_RuntimeError);
+  base.doc() = "What keeping files warm may fail with, apart from OSError.";
+  nb::exception<CacheBudgetExceeded>(module, "CacheBudgetExceeded", base).doc() =
       "What should be kept warm is larger than the cache's budget.";
-  nb::exception<CacheEntryInUse>(module, "CacheEntryInUse", PyExc_RuntimeError).doc() =
+  nb::exception<CacheEntryInUse>(module, "CacheEntryInUse", base).doc() =
       "The file is open or pinned, so it cannot be evicted.";
-  nb::exception<FileChanged>(module, "FileChanged", PyExc_RuntimeError).doc() =
-      "The file got shorter while it was read.";
+  nb::exception<CacheClosed>(module, "CacheClosed", base).doc() = "The cache was closed.";
+  nb::exception<FileChanged>(module, "FileChanged", base).doc() = "The file got shorter while it was read.";
 
   nb::class_<CacheEntry>(module, "CacheEntry", "One file of the cache, as it was when `entries` was called.")
       .def_ro("path", &CacheEntry::path, "As first opened.")
@@ -118,6 +120,9 @@ void register_cache(nb::module_& module) {
            "    Bytes given back.")
       .def_prop_rw("budget_bytes", &ModelCache::budget_bytes, &ModelCache::set_budget_bytes,
                    "Setting it evicts what no longer fits.")
+      .def("close", &ModelCache::close, Released(),
+           "Let go of everything that is not open, unpin all, and refuse what comes later.\n\n"
+           "What is in memory stays there, so that the next start finds it warm. Twice is fine.")
       .def("entries", &ModelCache::entries, Released(), "The files in the cache, least recently used first.")
       .def("stats", &ModelCache::stats, Released());
 }

@@ -28,6 +28,7 @@ std::shared_ptr<CacheHandle> ModelCache::open(const std::filesystem::path& path)
   std::shared_ptr<MappedFile> file;
   {
     const std::lock_guard lock(mutex_);
+    require_open();
     if (const auto found = find(expected); found != entries_.end()) {
       ++n_hits_;
       ++found->shown.n_open;
@@ -42,6 +43,7 @@ std::shared_ptr<CacheHandle> ModelCache::open(const std::filesystem::path& path)
   Entry* entry = nullptr;
   {
     const std::lock_guard lock(mutex_);
+    require_open();
     // INVARIANT: no two entries have one identity. Another thread may have mapped it meanwhile.
     auto found = find(file->identity());
     if (found == entries_.end()) {
@@ -75,6 +77,7 @@ std::shared_ptr<CacheHandle> ModelCache::open(const std::filesystem::path& path)
 
 void ModelCache::release(Entry* entry) {
   Dropped dropped;
+  bool is_over = false;
   {
     const std::lock_guard lock(mutex_);
     --entry->shown.n_open;
@@ -84,9 +87,10 @@ void ModelCache::release(Entry* entry) {
       if (entry->shown.is_replaced && entry->is_evictable()) remove(found, dropped);
       break;
     }
-    shrink_to(budget_bytes_, dropped);
+    shrink_to(is_closed_ ? 0 : budget_bytes_, dropped);
+    is_over = is_closed_;
   }
-  drop(dropped);
+  if (!is_over) drop(dropped);
 }
 
 std::uint64_t ModelCache::prefetch(const std::filesystem::path& path, const MappedFile::Progress& progress) {
@@ -183,6 +187,24 @@ std::uint64_t ModelCache::trim(std::uint64_t target_bytes) {
   }
   drop(dropped);
   return before - after;
+}
+
+void ModelCache::close() {
+  const std::lock_guard pinning(pin_mutex_);
+  Dropped unmapped;  // not drop()ped: the pages stay
+  const std::lock_guard lock(mutex_);
+  is_closed_ = true;
+  for (Entry& entry : entries_) {
+    if (!entry.shown.is_pinned) continue;
+    entry.file->unpin();
+    entry.shown.is_pinned = false;
+    pinned_bytes_ -= entry.shown.size_bytes;
+  }
+  shrink_to(0, unmapped);
+}
+
+void ModelCache::require_open() const {
+  if (is_closed_) throw CacheClosed("the model cache was closed");
 }
 
 std::uint64_t ModelCache::budget_bytes() const {

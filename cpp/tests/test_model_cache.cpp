@@ -206,6 +206,23 @@ TEST("a file truncated under its mapping is an error and no SIGBUS") {
   CHECK(cache->evict(path));
 }
 
+TEST("a closed cache refuses new files and lets go of the open ones when they close") {
+  const ScratchFolder folder;
+  const auto path = folder.write("a", kFileBytes);
+  const auto cache = ModelCache::create(1 << 30);
+  const auto handle = cache->open(path);
+  cache->open(folder.write("b", kFileBytes))->close();
+
+  cache->close();
+  cache->close();
+
+  CHECK((names(*cache) == std::vector<std::string>{"a"}));
+  CHECK_THROWS(CacheClosed, cache->open(path));
+  CHECK_THROWS(CacheClosed, cache->prefetch(path, nullptr));
+  handle->close();
+  CHECK(cache->entries().empty());
+}
+
 TEST("what cannot be mapped is refused") {
   const ScratchFolder folder;
 

@@ -21,10 +21,16 @@
 
 namespace hostler {
 
-/// The file got shorter, or unreadable, after it was opened.
-class FileChanged : public std::runtime_error {
+/// What keeping files warm may fail with, apart from the system's own errors.
+class ModelCacheError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
+};
+
+/// The file got shorter after it was opened.
+class FileChanged : public ModelCacheError {
+ public:
+  using ModelCacheError::ModelCacheError;
 };
 
 class MappedFile {

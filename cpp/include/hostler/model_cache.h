@@ -16,7 +16,6 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <stdexcept>
 #include <vector>
 
 #include "hostler/mapped_file.h"
@@ -24,15 +23,21 @@
 namespace hostler {
 
 /// What was asked for is larger than the cache may hold.
-class CacheBudgetExceeded : public std::runtime_error {
+class CacheBudgetExceeded : public ModelCacheError {
  public:
-  using std::runtime_error::runtime_error;
+  using ModelCacheError::ModelCacheError;
 };
 
 /// The file is open or pinned, so it cannot be evicted.
-class CacheEntryInUse : public std::runtime_error {
+class CacheEntryInUse : public ModelCacheError {
  public:
-  using std::runtime_error::runtime_error;
+  using ModelCacheError::ModelCacheError;
+};
+
+/// The cache was closed.
+class CacheClosed : public ModelCacheError {
+ public:
+  using ModelCacheError::ModelCacheError;
 };
 
 struct CacheEntry {
@@ -84,6 +89,10 @@ class ModelCache : public std::enable_shared_from_this<ModelCache> {
   /// bytes given back.
   std::uint64_t trim(std::uint64_t target_bytes);
 
+  /// Let go of everything that is not open, and refuse what comes later. What is in memory stays there, so that the
+  /// next start of the program finds it warm.
+  void close();
+
   std::uint64_t budget_bytes() const;
   void set_budget_bytes(std::uint64_t budget_bytes);
 
@@ -110,11 +119,13 @@ class ModelCache : public std::enable_shared_from_this<ModelCache> {
   Entries::iterator find_by_path(const std::filesystem::path& path, const std::optional<FileIdentity>& identity);
   void remove(Entries::iterator entry, Dropped& dropped);
   void shrink_to(std::uint64_t target_bytes, Dropped& dropped);
+  void require_open() const;
   static void drop(const Dropped& dropped) noexcept;
 
   std::mutex pin_mutex_;
   mutable std::mutex mutex_;
   Entries entries_;
+  bool is_closed_ = false;
   std::uint64_t budget_bytes_;
   std::uint64_t mapped_bytes_ = 0;
   std::uint64_t pinned_bytes_ = 0;
