@@ -39,7 +39,7 @@ from hostler.ledger import AUTO_CTX_LEN, Grant, Ledger
 from hostler.library.fields import AUTO, settings_with_defaults, validate_settings
 from hostler.library.pulls import PullJob
 from hostler.library.store import Library, LibraryEntry
-from hostler.modelcache import ModelCache
+from hostler.modelcache import ModelCache, ModelCacheError
 from hostler.plugins import Plugins
 from hostler.scheduler import RequestBudget, Ticket
 from hostler.sources.contract import SourceContext
@@ -409,7 +409,7 @@ class Runtime:
             if Path(files.primary).is_file():
                 for path in (files.primary, *files.others):
                     self.model_cache.prefetch(path)
-        except OSError as error:
+        except (OSError, ModelCacheError) as error:  # larger than the budget, or the runtime is closing
             log.debug("prefetching %s failed: %s", files.primary, error)
 
     def _plan(self, entry: LibraryEntry, overrides: dict[str, Any]) -> Plan:
