@@ -98,6 +98,7 @@ class Runtime:
             plugins.sources,
             context=SourceContext(proxy=settings.proxy or None, huggingface_token=settings.huggingface_token or None),
             is_file_allowed=settings.allow_file_sources,
+            formats={model_format for spec in plugins.engines.values() for model_format in spec.formats},
         )
         self.ledger = ledger or Ledger(settings.memory_budget_bytes)
         self.model_cache = ModelCache(settings.model_cache_bytes or _quarter_of_memory())

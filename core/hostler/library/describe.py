@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,11 +41,12 @@ class Found:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-def describe_path(path: str | Path) -> Found:
+def describe_path(path: str | Path, formats: Collection[str] = ()) -> Found:
     """Find out what model a path holds.
 
     Args:
-        path: A GGUF file, of a split model any part, or a folder with one model.
+        path: A GGUF file, of a split model any part, or a folder with one model; or a file whose suffix is in `formats`.
+        formats: What the installed engines take: of formats that hostler does not know itself the engine is the judge.
 
     Raises:
         InvalidRequest: There is nothing, or no model, or more than one.
@@ -65,6 +66,10 @@ def describe_path(path: str | Path) -> Found:
             raise InvalidRequest(f"{absolute} does not exist", param="path")
         if not absolute.is_file():
             raise InvalidRequest(f"{absolute} is neither a file nor a folder", param="path")
+        suffix = absolute.suffix.lower().removeprefix(".")
+        if suffix != GGUF and suffix in formats:
+            link = _link(absolute)
+            return Found(absolute, suffix, (link,), absolute.stem, metadata={"size_bytes": link.size_bytes})
         return _describe_gguf(absolute, absolute)
     except OSError as error:
         raise InvalidRequest(f"{error.filename or absolute} cannot be read: {error.strerror}", param="path") from error

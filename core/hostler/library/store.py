@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,7 @@ class Library:
         context: SourceContext | None = None,
         catalogue: Catalogue | None = None,
         is_file_allowed: bool = False,
+        formats: Collection[str] = (),
         limits: TransferLimits | None = None,
     ) -> None:
         """Open a home; nothing is read before the first question.
@@ -89,6 +90,7 @@ class Library:
             context: Proxy, TLS and token for downloads; None: defaults.
             catalogue: None: the shipped one.
             is_file_allowed: Whether pulls that do not come from the CLI may name file: sources.
+            formats: What the installed engines take; a file with such a suffix can be imported.
             limits: Retries and disk space of downloads; None: defaults.
         """
         self.catalogue = shipped_catalogue() if catalogue is None else catalogue
@@ -96,6 +98,7 @@ class Library:
         self._sources = dict(sources)
         self._context = context or SourceContext()
         self._is_file_allowed = is_file_allowed
+        self._formats = frozenset(formats)
         self._limits = limits or TransferLimits()
         self._lock = threading.RLock()
         self._jobs: dict[str, PullJob] = {}
@@ -233,7 +236,8 @@ class Library:
         return True
 
     def import_path(self, path: str | Path, *, id: str | None = None, name: str | None = None) -> LibraryEntry:
-        """Register a GGUF file (of a split model any part) or a model folder where it lies; nothing is copied.
+        """Register a GGUF file (of a split model any part), a model folder or a file of an engine's own format where it
+        lies; nothing is copied.
 
         Raises:
             InvalidRequest: No such path, no model there, or a bad id.
@@ -242,7 +246,7 @@ class Library:
         """
         if id is not None:
             names.check_id(id)
-        found = describe.describe_path(path)
+        found = describe.describe_path(path, self._formats)
         with self._lock:
             for manifest in self._lookup().index.by_id.values():
                 if id in {None, manifest.id} and _is_link_to(manifest, found):
