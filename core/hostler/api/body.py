@@ -13,6 +13,8 @@ import msgspec
 from hostler.errors import InvalidJson, InvalidRequest, RequestTooLarge
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+MAX_DEPTH = 128
+"""Nesting of a body: far more than any request means, far less than what makes Python's own recursion fail later on."""
 
 
 def read_object(req: falcon.Request) -> dict[str, Any]:
@@ -54,10 +56,27 @@ def decode_object(data: bytes) -> dict[str, Any]:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidJson(f"The request body is not valid JSON: {error}") from error
     except RecursionError as error:
-        raise InvalidJson("The request body is nested too deeply to be read") from error
+        raise InvalidJson(f"The request body is nested more than {MAX_DEPTH} levels deep") from error
     if not isinstance(value, dict):
         raise InvalidRequest(f"The request body must be a JSON object, not {_kind(value)}")
+    # PERF: most bodies have too few brackets to be deep.
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth_exceeds(value, MAX_DEPTH):
+        raise InvalidJson(f"The request body is nested more than {MAX_DEPTH} levels deep")
     return value
+
+
+def _depth_exceeds(value: Any, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit):
+        level = [
+            child
+            for node in level
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _kind(value: Any) -> str:
