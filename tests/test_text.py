@@ -154,16 +154,29 @@ def test_a_token_that_lies_wholly_inside_the_stop_string_is_not_part_of_the_answ
     assert [entry.token_id for entry in last.logprobs] == [1]
 
 
-def test_ascii_may_pass_only_while_nothing_is_pending() -> None:
-    assembler = TextAssembler()
-    assert assembler.passes_ascii
+@given(text=FEW_LETTERS, stops=STOPS, places=PLACES)
+def test_pieces_that_may_skip_the_assembler_leave_its_outcome_the_same(
+    text: str, stops: tuple[str, ...], places: list[int]
+) -> None:
+    assembler = TextAssembler(StopStrings(stops))
+    seen = ""
+    for piece in cut(text.encode(), places):
+        if assembler.stop_string is not None:
+            break
+        may_skip = assembler.is_idle and piece.isascii() and assembler.first_bytes.isdisjoint(piece)
+        seen += piece.decode() if may_skip else assembler.feed(piece).text
 
-    assembler.feed("é".encode()[:1])
-    assert not assembler.passes_ascii
+    assert (seen + assembler.finish().text, assembler.stop_string) == expected(text, stops)
 
-    assembler.feed("é".encode()[1:])
-    assert assembler.passes_ascii
-    assert not TextAssembler(StopStrings(["x"])).passes_ascii
+
+def test_the_assembler_is_idle_only_while_nothing_is_held_back() -> None:
+    assembler = TextAssembler(StopStrings(["xy"]))
+    states = [assembler.is_idle]
+    for piece in (b"\xc3", b"\xa9", b"ax", b"b", b"c"):
+        assembler.feed(piece)
+        states.append(assembler.is_idle)
+
+    assert states == [True, False, True, False, True, True]
 
 
 def test_thousands_of_long_stop_strings_do_not_slow_the_text_down() -> None:

@@ -50,6 +50,8 @@ class StopStrings:
         self._link()
         #: PERF: most pieces hold no first character of any stop string; one set operation says so.
         self._first = frozenset(self._goto[0])
+        #: The same of their UTF-8.
+        self.first_bytes = frozenset(character.encode("utf-8", "surrogatepass")[0] for character in self._first)
 
     def __bool__(self) -> bool:
         return bool(self._first)
@@ -118,25 +120,25 @@ class TextAssembler:
         self._tokens: list[tuple[int, int, TokenLogprob | None]] = []
         self.stop_string: str | None = None
         """The stop string that ended the text; what follows it is dropped."""
-        self.passes_ascii = self._stops is None
-        """PERF: True while an ASCII piece without log probability would come back from `feed` just as it is, so that
-        the caller may skip the call. Changes with every `feed`."""
+        self.is_idle = True
+        """Nothing is held back. PERF: while it is so, an ASCII piece with none of `first_bytes` in it would come back
+        from `feed` just as it is, so that the caller may skip the call. Changes with every `feed`."""
+        self.first_bytes: frozenset[int] = frozenset() if self._stops is None else self._stops.first_bytes
 
     def feed(self, piece: bytes, logprob: TokenLogprob | None = None) -> Release:
         """Add one token's bytes and take what is decided now."""
         if self.stop_string is not None:
             return NOTHING
         text = self._decode(piece)
-        if self._stops is None:
-            if not self._has_partial and not self._tokens:
-                return Release(text, 1, () if logprob is None else (logprob,))
-            return self._add(text, logprob, 0, -1)
-        self._state, end, stop = self._stops.scan(self._state, text)
-        if stop is not None:
-            self.stop_string = stop
-        elif self._state == 0 and not self._has_partial and not self._tokens:
+        end, n_held_back = -1, 0
+        if self._stops is not None:
+            self._state, end, self.stop_string = self._stops.scan(self._state, text)
+            n_held_back = self._stops.depth[self._state]
+        is_decided = self.stop_string is None and n_held_back == 0 and not self._has_partial
+        if is_decided and self.is_idle:
             return Release(text, 1, () if logprob is None else (logprob,))
-        return self._add(text, logprob, self._stops.depth[self._state], end)
+        self.is_idle = is_decided
+        return self._add(text, logprob, n_held_back, end)
 
     def finish(self) -> Release:
         """Take what is left at the end of the sequence: nothing more will come, so nothing needs to be held back."""
@@ -152,7 +154,7 @@ class TextAssembler:
         tokens = self._tokens
         self._tokens = []
         text, self._held = self._held, ""
-        self.passes_ascii = self._stops is None
+        self.is_idle = True
         return Release(text, len(tokens), tuple(entry for _, _, entry in tokens if entry is not None))
 
     def _decode(self, piece: bytes) -> str:
@@ -160,7 +162,6 @@ class TextAssembler:
             return piece.decode("ascii")
         text = self._decoder.decode(piece)
         self._has_partial = bool(self._decoder.getstate()[0])
-        self.passes_ascii = self._stops is None and not self._has_partial
         return text
 
     def _add(self, text: str, logprob: TokenLogprob | None, n_held_back: int, stop_end: int) -> Release:
@@ -193,5 +194,4 @@ class TextAssembler:
         text = self._held[:length]
         self._held = ""
         self._tokens = []
-        self.passes_ascii = False
         return Release(text, len(done), tuple(entry for entry in done if entry is not None))

@@ -70,6 +70,13 @@ class Sender(Protocol):
         """Write one message; False: the worker is gone."""
 
 
+class _Gone:
+    """The way to a worker that has ended."""
+
+    def send(self, message: HostMessage) -> bool:  # noqa: ARG002
+        return False
+
+
 def error_of(
     code: str, message: str, param: str | None = None, retry_after_s: float | None = None, last_output: str = ""
 ) -> HostlerError:
@@ -142,7 +149,7 @@ class RingTable:
 
     def __init__(self, segment: RingSegment, sender: Sender, model_id: str) -> None:
         self.segment = segment
-        self.sender = sender
+        self.sender: Sender = sender
         self.model_id = model_id
         self.report: ExitReport | None = None
         """Set before any reader is woken when the worker has ended."""
@@ -252,6 +259,9 @@ class RingTable:
             self._n_active = 0
             for sequence in sequences:
                 sequence.is_closed = True
+            # Also ends the cycle through the sender, so that the shared memory goes with its last reader, not with
+            # the next run of the garbage collector.
+            self.sender = _Gone()
         self.segment.wake_all()
         for sequence in sequences:
             _tell(sequence.on_closed)

@@ -551,6 +551,11 @@ class Supervisor:
         assert report is not None
         with self._changed:
             self.exit_report = report
+            if self._state == "running":
+                # A client that meets the death and asks again at once shall wait for the restart; the keeper, which
+                # tells of it, may still find that a pause is due.
+                self._state = "starting"
+                self.info = None
         # First the readers, so that whoever is told of the new state finds the old sequences settled.
         run.table.worker_ended(report)
         with self._changed:
