@@ -59,6 +59,10 @@ class CommandGroup(click.Group):
             return super().invoke(ctx)
         except HostlerError as error:
             raise click.ClickException(str(error)) from error
+        except ImportError as error:
+            if "hostler._native" not in str(error):
+                raise
+            raise click.ClickException(f"the C++ core does not fit ({error}); build it anew with: make install") from error
 
     def _load_builtin(self) -> None:
         if not self._has_builtin:
