@@ -72,6 +72,7 @@ class Field:
                 raise TypeError(value)
             return list(items)
         if self.type is dict:
+            value = json.loads(value) if isinstance(value, str) else value
             if not isinstance(value, dict):
                 raise TypeError(value)
             return dict(value)
