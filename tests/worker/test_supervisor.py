@@ -462,20 +462,31 @@ def test_a_worker_that_dies_while_loading_fails_the_start_with_the_reason(
 
 
 def test_a_load_without_progress_is_given_up_after_the_start_timeout(tmp_path: Path) -> None:
+    clock = FakeClock()
     files = echo_model(tmp_path, manners={"load_hang": True})
-    with supervised(files, limits=Limits(start_timeout_s=2.0)) as supervisor:
+    with supervised(files, limits=Limits(start_timeout_s=100.0), clock=clock) as supervisor:
         supervisor.start()
-        with pytest.raises(StartTimeout, match="no progress with loading for 2 s"):
+        with pytest.raises(TimeoutError):
+            supervisor.wait_ready(0.1)
+        clock.now += 101
+        supervisor.look()
+        with pytest.raises(StartTimeout, match="no progress with loading for 100 s"):
             supervisor.wait_ready(DEADLINE_S)
         assert supervisor.pid is None
 
 
 def test_progress_renews_the_start_deadline(tmp_path: Path) -> None:
-    files = echo_model(tmp_path, manners={"load_s": 4.0})
-    with supervised(files, limits=Limits(start_timeout_s=2.0)) as supervisor:
+    clock = FakeClock()
+    files = echo_model(tmp_path, manners={"load_s": 3.0})
+    with supervised(files, limits=Limits(start_timeout_s=100.0), clock=clock) as supervisor:
         supervisor.start()
+        for fraction in (0.01, 0.3, 0.6):
+            wait_until(lambda fraction=fraction: supervisor.progress > fraction, "progress")
+            clock.now += 90
+            supervisor.look()
+
         supervisor.wait_ready(DEADLINE_S)
-        assert supervisor.progress == 1.0
+        assert clock.now > 1000 + 2 * 100
 
 
 def test_wait_ready_gives_up_for_this_caller_only(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ Floor 3, used on both sides: the child picks a code from the table, the host rea
     0     ORDERLY            it was told to stop and its engine is closed
     81    HOST_GONE          standard input ended: the host is dead (nobody reads this code)
     82    LOAD_FAILED        the engine refused the model; LoadFailed was sent before
-    83    ENGINE_BUG         `step` raised; every sequence failed, the traceback is in the output
+    83    ENGINE_BUG         `step` (or `cancel`) raised; the traceback is in the output
     84    TEMPLATE_STUCK     a chat template (or the tokenizer) would not end and could not be stopped
     85    OUT_OF_MEMORY      Python raised MemoryError in the engine
     86    PROTOCOL           host and worker do not understand each other: different versions, nonsense on the pipe

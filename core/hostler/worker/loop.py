@@ -131,20 +131,18 @@ class Loop:
         """Run until told to stop.
 
         Returns:
-            The exit code: ORDERLY, or ENGINE_BUG or OUT_OF_MEMORY after the engine failed as a whole; then every open
-            sequence has been told, and the traceback printed.
+            The exit code: ORDERLY, or ENGINE_BUG or OUT_OF_MEMORY after the engine failed as a whole, with its traceback
+            printed. Open sequences are not told then: the host does that when the process is gone, so that whoever asks
+            again at once meets the next worker and not the end of this one.
         """
         try:
             while not self._is_stopping:
                 self._turn()
-        except MemoryError as error:
+        except MemoryError:
             traceback.print_exc()
-            self._fail_all(f"The engine ran out of memory: {error}" if str(error) else "The engine ran out of memory")
             return exits.OUT_OF_MEMORY
-        except Exception as error:  # noqa: BLE001 - whatever an engine raises ends this worker, after telling everyone
+        except Exception:  # noqa: BLE001 - whatever an engine raises here ends this worker
             traceback.print_exc()
-            reason = error.message if isinstance(error, HostlerError) else f"{type(error).__name__}: {error}"
-            self._fail_all(f"The engine failed and is being restarted: {reason}")
             return exits.ENGINE_BUG
         for sequence in list(self._open.values()):
             self._cancel(sequence.id)
@@ -285,11 +283,6 @@ class Loop:
         if self._open.pop(sequence.id, None) is not None:
             self._full.pop(sequence.id, None)
             self._send(SequenceClosed(sequence.id))
-
-    def _fail_all(self, message: str) -> None:
-        for sequence in list(self._open.values()):
-            sequence.fail(FailedFrame("engine_unavailable", message, retry_after_s=1.0))
-            self._close(sequence)
 
 
 def failed_frame(error: HostlerError) -> FailedFrame:
