@@ -87,6 +87,8 @@ def describe_gguf(paths: tuple[Path, ...]) -> dict[str, Any]:
     from hostler.library.gguf import read_gguf_header  # late: loads the native core, which lists of models do not need
 
     headers = [read_gguf_header(path) for path in paths]
+    if headers[0].is_first_part and not headers[0].architecture:
+        raise InvalidModelFile(f"{paths[0]} is a GGUF file without general.architecture: no model", path=str(paths[0]))
     if len(paths) > 1:
         _check_split(paths, headers)
     return gguf_metadata(headers[0], sum(path.stat().st_size for path in paths))
@@ -176,8 +178,7 @@ def _describe_genai(folder: Path) -> Found:
 def _check_split(paths: tuple[Path, ...], headers: list[GgufHeader]) -> None:
     """Parts of different models under one name would load as rubbish; each part says how many there are."""
     for number, (path, header) in enumerate(zip(paths, headers, strict=True)):
-        count = header.metadata.get("split.count")
-        index = header.metadata.get("split.no")
+        count, index = header.split_count, header.split_index
         if count is not None and count != len(paths):
             raise InvalidModelFile(f"{path} says it is one of {count} parts, its name says {len(paths)}", path=str(path))
         if index is not None and index != number:

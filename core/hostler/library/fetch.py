@@ -409,8 +409,12 @@ def _next_hop(url: str, location: str | None) -> str:
     shown = names.shown_url(url)
     if not location:
         raise DownloadFailed(f"{shown} redirects without saying where to")
-    target = urljoin(url, location)
-    here, there = urlsplit(url), urlsplit(target)
+    try:
+        target = urljoin(url, location)
+        here, there = urlsplit(url), urlsplit(target)
+        _origin(target)
+    except ValueError as error:
+        raise DownloadFailed(f"{shown} redirects to what is no URL: {error}") from error
     if there.scheme not in {"http", "https"} or not there.hostname:
         raise DownloadFailed(f"{shown} redirects to {names.shown_url(target)!r}, which is no http(s) address")
     if here.scheme == "https" and there.scheme == "http":

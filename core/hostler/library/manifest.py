@@ -5,6 +5,7 @@ Floor 1; pure values plus reading and writing one file. Who writes: the library'
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -153,7 +154,8 @@ def _manifest_of(document: Mapping[str, Any], folder: Path) -> Manifest:
     settings = tolerated(document.get("settings"), validate_settings)
     metadata = document.get("metadata")
     metadata = dict(metadata) if isinstance(metadata, dict) else {}
-    if isinstance(metadata.get("size"), int | float) and not isinstance(metadata["size"], bool):
+    size = metadata.get("size")
+    if isinstance(size, int | float) and not isinstance(size, bool) and math.isfinite(size):
         # Jan's size is a number of bytes, the seed's a text such as "7B".
         metadata.setdefault("size_bytes", int(metadata.pop("size")))
     if "files" in document:
@@ -170,7 +172,7 @@ def _manifest_of(document: Mapping[str, Any], folder: Path) -> Manifest:
         description=_text(document.get("description")),
         format=_text(document.get("format")) or "gguf",
         # "nitro" was Jan's one local engine; it means no choice here.
-        engine="" if document.get("engine") in {"nitro", "cortex.llamacpp"} else _text(document.get("engine")),
+        engine="" if _text(document.get("engine")) in {"nitro", "cortex.llamacpp"} else _text(document.get("engine")),
         owned_by=_text(document.get("owned_by")) or _text(metadata.get("author")) or "_",
         source_url=source_url,
         sources=sources,
@@ -225,7 +227,7 @@ def _created_of(value: Any, folder: Path) -> int:
             value = float(value)
         except ValueError:
             value = None
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e15:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value < 1e15:
         return int(value / 1000 if value > _MILLISECONDS_FROM else value)
     try:
         return int((folder / FILE_NAME).stat().st_mtime)
@@ -235,7 +237,7 @@ def _created_of(value: Any, folder: Path) -> int:
 
 def _version_of(value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return f"{value:g}"
+        return f"{value:g}" if isinstance(value, float) else str(value)
     return _text(value) or "1"
 
 

@@ -127,7 +127,12 @@ def scheme_of(reference: str) -> str | None:
 
 def is_hub_url(reference: str) -> bool:
     """Whether a URL names the Hugging Face hub."""
-    return scheme_of(reference) in {"http", "https"} and urlsplit(repair_url(reference)).hostname in _HUB_HOSTS
+    if scheme_of(reference) not in {"http", "https"}:
+        return False
+    try:
+        return urlsplit(repair_url(reference)).hostname in _HUB_HOSTS
+    except ValueError:
+        return False
 
 
 def normalised_source(reference: str) -> str:
@@ -181,10 +186,12 @@ def triple_forms(reference: str) -> tuple[str, ...]:
 
 def shown_url(url: str) -> str:
     """A URL as messages and logs may show it: without credentials, query and fragment."""
-    parts = urlsplit(url)
-    if not parts.scheme or not parts.netloc:
-        return url.split("?", 1)[0].split("#", 1)[0]
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    bare = url.split("?", 1)[0].split("#", 1)[0]
+    scheme, slashes, rest = bare.partition("://")
+    if not slashes:
+        return bare
+    address, slash, path = rest.partition("/")
+    return f"{scheme}://{address.rpartition('@')[2]}{slash}{path}"
 
 
 def split_part_names(filename: str) -> tuple[str, ...]:
@@ -200,8 +207,8 @@ def split_part_names(filename: str) -> tuple[str, ...]:
 
 
 def _normalised_url(url: str, scheme: str) -> str:
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         host, port = (parts.hostname or ""), parts.port
     except ValueError:
         return url

@@ -27,8 +27,8 @@ def register_sources() -> Iterable[SourceSpec]:
 def resolve(reference: str, context: SourceContext) -> ResolvedSource:  # noqa: ARG001 - the contract's signature
     """One file, named by the URL's last segment."""
     url = names.repair_url(reference.strip())
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise InvalidRequest(f"{names.shown_url(url)!r} is no URL: {error}", param="source_url") from error

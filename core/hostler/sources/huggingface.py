@@ -105,7 +105,10 @@ def parse_reference(reference: str) -> HubReference:
 
 def _parse_url(url: str) -> HubReference:
     # The path is decoded once, segment by segment: a file's own %2F stays inside its name.
-    parts = [unquote(part) for part in urlsplit(names.repair_url(url)).path.split("/") if part]
+    try:
+        parts = [unquote(part) for part in urlsplit(names.repair_url(url)).path.split("/") if part]
+    except ValueError as error:
+        raise InvalidRequest(f"{names.shown_url(url)!r} is no URL: {error}", param="source_url") from error
     if len(parts) < 2 or parts[0] in {"datasets", "spaces"}:
         raise InvalidRequest(f"{names.shown_url(url)} names no model repository", param="source_url")
     repo = f"{parts[0]}/{parts[1]}"
