@@ -57,7 +57,7 @@ class Generation:
         self.request = request
         self.model = model
         self.created = int(time.time())
-        self._hosted = hosted
+        self.hosted = hosted
         self._ticket = ticket
         self._reenter = reenter
         self._on_close = on_close
@@ -114,7 +114,7 @@ class Generation:
                 yield event
 
     def _submit(self) -> ReaderGroup:
-        worker = self._hosted.worker
+        worker = self.hosted.worker
         if worker is None:
             raise EngineUnavailable(f"{self.model.manifest.id} was stopped; try again", retry_after_s=1.0)
         group = worker.reader_group()

@@ -159,8 +159,8 @@ class HostedModel:
         self.info = info
         self.last_used = self.clock()
         self._enter(Lifecycle.RUNNING)
-        # The queue is paused until here, so all rings of the fresh worker are free: as many sequences may go in.
-        self.queue.open(info.n_slots, max(info.n_slots, worker.free_rings))
+        # The queue is paused until here, so all rings of the fresh worker are free.
+        self.queue.open(info.n_slots, worker.n_rings)
 
     # -- what the supervisor tells ----------------------------------------------------------------------------------
 
@@ -243,18 +243,19 @@ class HostedModel:
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
-    def enter_queue(self, n: int, priority: Priority, n_slots: int) -> Ticket:
+    def enter_queue(self, n: int, priority: Priority, n_slots: int, *, is_new: bool) -> Ticket:
         """Take a place in the queue; call while holding `changed`, in the same breath as `begin_start`.
 
         Args:
             n: Sequences.
             n_slots: What the settings promise, for a model that has not said it itself yet.
+            is_new: Count the request; False when one that is counted comes back. Each counted one calls `leave`.
         """
         with self.changed:
             if self.info is None:
                 self.queue.n_slots = n_slots
             ticket = self.queue.enter(n, priority)
-            self.n_requests += 1
+            self.n_requests += is_new
             return ticket
 
     def leave(self) -> None:

@@ -148,6 +148,7 @@ class Runtime:
             ModelNotFound, ModelNotDownloaded, InvalidRequest
             HostlerError: Why it could not start.
         """
+        self._refuse_when_closing()
         entry = self._downloaded(reference)
         overrides = validate_settings(overrides or {}, prefix="")
         hosted = self._host(entry)
@@ -237,16 +238,17 @@ class Runtime:
         Raises:
             ModelNotFound, ModelNotDownloaded, QueueFull, EngineUnavailable
         """
+        self._refuse_when_closing()
         entry = self._downloaded(request.model)
         self.budget.acquire("generation")
         try:
             hosted = self._host(entry)
 
-            def enter() -> Ticket:
-                return self._enter(hosted, entry, request)
+            def reenter() -> Ticket:
+                return self._enter(hosted, entry, request, is_new=False)
 
-            ticket = enter()
-            generation = Generation(request, self._view(entry), hosted, ticket, enter, self._generation_closed)
+            ticket = self._enter(hosted, entry, request, is_new=True)
+            generation = Generation(request, self._view(entry), hosted, ticket, reenter, self._generation_closed)
         except BaseException:
             self.budget.release()
             raise
@@ -294,6 +296,10 @@ class Runtime:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
+    def _refuse_when_closing(self) -> None:
+        if not self.is_ready:
+            raise EngineUnavailable("hostler is stopping and takes no new requests", retry_after_s=5.0)
+
     def _downloaded(self, reference: str) -> LibraryEntry:
         entry = self.library.find(reference)
         if not entry.is_downloaded:
@@ -315,11 +321,13 @@ class Runtime:
         running = hosted.chosen
         return bool(overrides) and any(running.get(name) != value for name, value in overrides.items())
 
-    def _enter(self, hosted: HostedModel, entry: LibraryEntry, request: GenerateRequest) -> Ticket:
+    def _enter(self, hosted: HostedModel, entry: LibraryEntry, request: GenerateRequest, *, is_new: bool) -> Ticket:
         n_slots = settings_with_defaults(entry.manifest.settings)["n_parallel"]
         attempt: StartAttempt | None = None
         with hosted.changed:
             worker = hosted.worker
+            if worker is not None:
+                hosted.worker_changed(worker)  # news of a death may still be on its way
             if worker is not None and worker.state == "backing_off" and hosted.lifecycle is Lifecycle.STARTING:
                 raise hosted.unavailable(worker)
             if hosted.lifecycle is not Lifecycle.RUNNING:
@@ -332,7 +340,7 @@ class Runtime:
                 if not is_mine:
                     attempt = None
             try:
-                ticket = hosted.enter_queue(request.n, request.priority, n_slots)
+                ticket = hosted.enter_queue(request.n, request.priority, n_slots, is_new=is_new)
             finally:
                 if attempt is not None:
                     self._run_start(hosted, attempt, entry, {})
@@ -341,6 +349,7 @@ class Runtime:
     def _generation_closed(self, generation: Generation) -> None:
         with self._lock:
             self._generations.pop(generation.id, None)
+        generation.hosted.leave()
         self.budget.release()
 
     def _run_start(
