@@ -1,0 +1,222 @@
+"""The load client: HTTP and SSE taken apart, and whole exchanges with a scripted server."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from streamclient import Address, Request, fetch, parse_http, parse_sse, run_clients
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
+ASK = Request("/chat/completions", {"model": "m", "messages": []})
+
+
+def chunk(data: bytes) -> bytes:
+    """One chunk of a chunked body."""
+    return f"{len(data):x}\r\n".encode() + data + b"\r\n"
+
+
+def event(**fields: Any) -> bytes:
+    """One SSE event of a chat stream."""
+    return b"data: " + json.dumps(fields).encode() + b"\n\n"
+
+
+def delta(text: str, finish_reason: str | None = None) -> bytes:
+    """A chunk with some text."""
+    return event(choices=[{"index": 0, "delta": {"content": text}, "finish_reason": finish_reason}])
+
+
+USAGE = event(
+    choices=[],
+    usage={"prompt_tokens": 7, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 3}},
+    timings={"prompt_n": 4, "prompt_ms": 2.0, "predicted_n": 5, "predicted_ms": 8.0},
+)
+DONE = b"data: [DONE]\n\n"
+
+
+@contextmanager
+def scripted_server(*answers: list[bytes]) -> Iterator[tuple[Address, list[bytes]]]:
+    """Serve connections one by one: read a request, send the pieces of the next answer, close. Gives what was asked."""
+    asked: list[bytes] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(30)
+
+    def serve() -> None:
+        for answer in answers:
+            connection, _ = listener.accept()
+            with connection:
+                connection.settimeout(30)
+                request = b""
+                while b"\r\n\r\n" not in request:
+                    request += connection.recv(65536)
+                asked.append(request)
+                for piece in answer:
+                    connection.sendall(piece)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65536):
+                    pass
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield Address("127.0.0.1", listener.getsockname()[1], "/v1", "secret"), asked
+    finally:
+        thread.join(30)
+        listener.close()
+    assert not thread.is_alive()
+
+
+# -- taking answers apart --------------------------------------------------------------------------------------------
+
+
+@given(st.data())
+def test_a_chunked_stream_reads_the_same_wherever_it_is_cut(data: st.DataObject) -> None:
+    body = [delta("Hé"), b": keep-alive\n\n", delta("llo", "stop"), USAGE + DONE]
+    wire = HEAD + b"".join(chunk(part) for part in body) + b"0\r\n\r\n"
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(wire) - 1), max_size=12)))
+    pieces = [(float(at), wire[low:high]) for at, (low, high) in enumerate(zip([0, *cuts], [*cuts, len(wire)], strict=True))]
+
+    status, headers, timed = parse_http(pieces)
+    events = list(parse_sse(timed))
+
+    assert status == 200
+    assert headers["content-type"].startswith("text/event-stream")
+    assert [payload for _, payload in events] == [
+        delta("Hé")[6:-2],
+        delta("llo", "stop")[6:-2],
+        USAGE[6:-2],
+        b"[DONE]",
+    ]
+    assert [at for at, _ in events] == sorted(at for at, _ in events)
+
+
+def test_an_event_has_the_time_of_the_read_that_completed_it() -> None:
+    first, second = delta("a"), delta("b")
+
+    events = list(parse_sse([(1.0, first[:9]), (2.0, first[9:] + second[:4]), (3.0, second[4:])]))
+
+    assert [at for at, _ in events] == [2.0, 3.0]
+
+
+def test_sse_accepts_carriage_returns_and_data_over_several_lines() -> None:
+    assert list(parse_sse([(1.0, b"event: x\r\ndata: a\r\ndata:b\r\n\r\n")])) == [(1.0, b"a\nb")]
+
+
+def test_a_body_cut_before_its_last_chunk_is_an_error() -> None:
+    with pytest.raises(ValueError, match="cut before its last chunk"):
+        parse_http([(1.0, HEAD + chunk(delta("a")))])
+
+
+def test_a_body_shorter_than_its_content_length_is_an_error() -> None:
+    with pytest.raises(ValueError, match="after 2 of 5 bytes"):
+        parse_http([(1.0, b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"), (2.0, b"ab")])
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:80", "https://127.0.0.1/v1", "http:///v1"])
+def test_a_base_url_that_cannot_be_measured_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="is no base URL"):
+        Address.parse(url)
+
+
+# -- whole exchanges -------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_gives_text_usage_timings_and_one_arrival_a_read() -> None:
+    wire = HEAD + b"".join(map(chunk, [event(choices=[{"delta": {"role": "assistant", "content": ""}}])]))
+    both = chunk(delta("Hel")) + chunk(delta("lo")) + chunk(delta("", "length")) + chunk(USAGE) + chunk(DONE) + b"0\r\n\r\n"
+
+    with scripted_server([wire, both]) as (address, asked):
+        ((reply,),) = run_clients(address, [[ASK]])
+
+    assert reply.error is None
+    assert (reply.text, reply.finish_reason, reply.n_chunks) == ("Hello", "length", 2)
+    assert (reply.prompt_tokens, reply.completion_tokens, reply.cached_tokens) == (7, 5, 3)
+    assert reply.is_counted
+    assert reply.timings == {"prompt_n": 4, "prompt_ms": 2.0, "predicted_n": 5, "predicted_ms": 8.0}
+    assert len(reply.arrival_s) == 1
+    assert reply.sent_s <= reply.arrival_s[0] <= reply.ended_s
+    assert asked[0].startswith(b"POST /v1/chat/completions HTTP/1.1\r\n")
+    assert b"\r\nAuthorization: Bearer secret\r\n" in asked[0]
+
+
+def test_without_usage_each_chunk_with_text_counts_as_a_token() -> None:
+    wire = HEAD + chunk(delta("a")) + chunk(delta("b")) + chunk(DONE) + b"0\r\n\r\n"
+
+    with scripted_server([wire]) as (address, _):
+        ((reply,),) = run_clients(address, [[ASK]])
+
+    assert (reply.completion_tokens, reply.is_counted) == (2, False)
+
+
+def test_a_plain_answer_is_read_whole() -> None:
+    body = json.dumps(
+        {"choices": [{"message": {"content": "Hi"}, "finish_reason": "stop"}], "usage": {"completion_tokens": 1}}
+    )
+    wire = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+    with scripted_server([wire]) as (address, _):
+        ((reply,),) = run_clients(address, [[ASK]])
+
+    assert (reply.text, reply.completion_tokens, reply.error) == ("Hi", 1, None)
+
+
+def test_clients_go_on_to_their_next_request_after_an_error() -> None:
+    refusal = b'HTTP/1.1 429 Too Many Requests\r\nContent-Length: 18\r\n\r\n{"error":{"m":"x"}}'[:-1]
+    stream = HEAD + chunk(delta("a")) + chunk(DONE) + b"0\r\n\r\n"
+
+    with scripted_server([refusal], [stream]) as (address, _):
+        ((first, second),) = run_clients(address, [[ASK, ASK]])
+
+    assert first.error == 'status 429: {"error":{"m":"x"}'
+    assert (second.error, second.text) == (None, "a")
+
+
+@pytest.mark.parametrize(
+    ("tail", "expected"),
+    [
+        (chunk(event(error={"message": "the worker died"})) + b"0\r\n\r\n", "the worker died"),
+        (b"0\r\n\r\n", r"without \[DONE\]"),
+        (b"", "cut before its last chunk"),
+    ],
+)
+def test_a_stream_that_breaks_off_is_an_error(tail: bytes, expected: str) -> None:
+    with scripted_server([HEAD + chunk(delta("a")) + tail]) as (address, _):
+        ((reply,),) = run_clients(address, [[ASK]])
+
+    assert reply.error is not None
+    assert re.search(expected, reply.error)
+
+
+def test_nobody_listening_is_an_error_for_each_request() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+    ((first, second),) = run_clients(Address("127.0.0.1", port, "/v1"), [[ASK, ASK]])
+
+    assert first.error is not None
+    assert first.error.startswith("cannot connect")
+    assert second.error is not None
+
+
+def test_an_answer_that_never_ends_is_given_up_at_the_deadline() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = Address("127.0.0.1", listener.getsockname()[1], "/v1")
+
+        ((reply,),) = run_clients(address, [[ASK]], timeout_s=0.05)
+
+    assert reply.error == "no end after 0.05 s"
+
+
+def test_fetch_gives_status_and_json() -> None:
+    with scripted_server([b'HTTP/1.1 404 Not Found\r\nContent-Length: 8\r\n\r\n{"a": 1}']) as (address, asked):
+        assert fetch(address, "GET", "/models/x") == (404, {"a": 1})
+
+    assert asked[0].startswith(b"GET /v1/models/x HTTP/1.1\r\n")
