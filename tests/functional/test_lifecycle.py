@@ -193,12 +193,27 @@ def test_worker_killed_mid_stream_fails_that_stream_alone_and_the_next_request_w
 
 
 @pytest.mark.parametrize("manner", ["die=SIGSEGV at=3", "die=SIGABRT at=3", "exit=3 at=3", "raise=oops at=3"])
-def test_engine_that_crashes_in_whatever_way_costs_its_own_model_only(echo_server, manner):
-    with echo_server.stream("echo", f"[[echo: {manner}]]" + "x" * 50) as stream:
-        *_, last = stream
+def test_engine_that_crashes_in_whatever_way_costs_its_own_model_only(home, manner):
+    with serving(home) as server:
+        with server.stream("echo", f"[[echo: {manner}]]" + "x" * 50) as stream:
+            *_, last = stream
 
-    assert last["error"]["code"] in {"engine_unavailable", "engine_failed"}
-    assert echo_server.call("GET", "/readyz").status_code == 200
+        assert last["error"]["code"] in {"engine_unavailable", "engine_failed"}
+        assert server.call("GET", "/readyz").status_code == 200
+        assert server.chat("echo", "alive").json()["choices"][0]["message"]["content"] == "alive"
+
+
+def test_engine_that_keeps_crashing_backs_off_with_retry_after(home):
+    with serving(home) as server:
+        statuses = [server.chat("echo", "[[echo: die=SIGSEGV at=-1]] x").status_code for _ in range(4)]
+
+        answer = server.chat("echo", "hi")
+
+        assert statuses == [503] * 4
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "engine_unavailable"
+        assert "SIGSEGV" in answer.json()["error"]["message"]
+        assert int(answer.headers["retry-after"]) >= 1
 
 
 def test_crash_before_the_first_byte_is_503_with_retry_after(tmp_path):

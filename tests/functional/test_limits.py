@@ -211,13 +211,11 @@ def test_idle_connections_do_not_keep_health_from_answering(home):
 
 def test_disconnect_in_prefill_frees_the_slot(home):
     with serving(home) as server:
-        server.call("PUT", "/v1/models/echo/start", {"n_parallel": 1})
+        server.call("PUT", "/v1/models/echo/start", {"n_parallel": 1, "ctx_len": 32768})
         body = json.dumps({"model": "echo", "messages": [{"role": "user", "content": LONG_PREFILL}], "stream": True})
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=DEADLINE_S)
-        connection.request("POST", "/v1/chat/completions", body)
-        server.wait_for_requests("prefill")
-
-        connection.close()
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=DEADLINE_S)) as connection:
+            connection.request("POST", "/v1/chat/completions", body)
+            server.wait_for_requests("prefill")
 
         server.wait_for_requests()
         eventually(lambda: "client_gone" in server.log or "cancelled" in server.log, "the log tells how it ended")
@@ -229,13 +227,9 @@ def test_disconnect_of_a_waiting_client_takes_it_out_of_the_queue(home):
         server.call("PUT", "/v1/models/echo/start", {"n_parallel": 1})
         with server.stream("echo", FLOOD, max_tokens=20000) as running:
             running.first_text()
-            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=DEADLINE_S)
-            connection.request(
-                "POST", "/v1/chat/completions", json.dumps({"model": "echo", "messages": HELLO, "stream": False})
-            )
-            server.wait_for_requests("decode", "queued")
-
-            connection.close()
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=DEADLINE_S)) as connection:
+                connection.request("POST", "/v1/chat/completions", json.dumps({"model": "echo", "messages": HELLO}))
+                server.wait_for_requests("decode", "queued")
 
             server.wait_for_requests("decode")
 

@@ -171,13 +171,14 @@ class Server:
 
     def chat(self, model: str, text: str, **fields: Any) -> httpx.Response:
         """One whole answer."""
-        body = {"model": model, "messages": [{"role": "user", "content": text}], **fields}
+        body = {"model": model, "messages": [{"role": "user", "content": text}], "temperature": 0, **fields}
         return self.call("POST", "/v1/chat/completions", body)
 
     @contextlib.contextmanager
     def stream(self, model: str, text: str, **fields: Any) -> Iterator[Stream]:
         """One streamed answer; leaving the block hangs up."""
-        body = {"model": model, "messages": [{"role": "user", "content": text}], "stream": True, **fields}
+        messages = [{"role": "user", "content": text}]
+        body = {"model": model, "messages": messages, "temperature": 0, "stream": True, **fields}
         with self.client() as client, client.stream("POST", "/v1/chat/completions", json=body) as response:
             yield Stream(response)
 
