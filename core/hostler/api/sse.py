@@ -3,7 +3,7 @@
 Floor 5; one object a stream, used by the waitress thread that writes it. Source: spec/API.md section 6, "Streaming".
 
 PERF: this is the hot path. All that does not change between the chunks of one choice (id, time, model, index) is encoded
-once; a text chunk is prefix + the JSON of its text + suffix: 0.3 us instead of 4 us for encoding the whole object.
+once; a text chunk is prefix + the JSON of its text + suffix: 0.28 us instead of 1.07 us for encoding the whole object.
 """
 
 from __future__ import annotations
