@@ -21,6 +21,7 @@ from hostler.engine import EngineInfo
 from hostler.errors import EngineUnavailable, HostlerError, StartCancelled, StartTimeout
 from hostler.ledger import Grant
 from hostler.scheduler import AdmissionQueue, Ticket
+from hostler.weights import WarmWeights
 from hostler.worker.supervisor import Supervisor
 
 
@@ -73,6 +74,7 @@ class HostedModel:
         """The settings of the run, complete."""
         self.engine = ""
         self.grant: Grant | None = None
+        self.weights: WarmWeights | None = None
         self.info: EngineInfo | None = None
         self.last_error: str | None = None
         self.started_at: int | None = None
@@ -115,7 +117,13 @@ class HostedModel:
             self._enter(Lifecycle.STARTING)
 
     def loading(
-        self, attempt: StartAttempt, worker: Supervisor, engine: str, grant: Grant, chosen: dict[str, Any]
+        self,
+        attempt: StartAttempt,
+        worker: Supervisor,
+        engine: str,
+        grant: Grant,
+        chosen: dict[str, Any],
+        weights: WarmWeights,
     ) -> None:
         """Memory is granted and the worker is about to be spawned; from here on a stop stops it.
 
@@ -124,8 +132,10 @@ class HostedModel:
         """
         with self.changed:
             if attempt.is_cancelled:
+                weights.close()
                 raise StartCancelled(f"{self.id} was stopped while it started")
             self.worker, self.engine, self.grant, self.chosen = worker, engine, grant, chosen
+            self.weights = weights
 
     def start_failed(self, attempt: StartAttempt, error: HostlerError) -> None:
         """The attempt is over without a worker: back to rest, everyone who waits gets the error."""
@@ -133,9 +143,7 @@ class HostedModel:
             if self.attempt is not attempt:  # stopped, and already started anew: that start owns the state now
                 attempt.finish(error)
                 return
-            self.worker = None
-            self.info = None
-            self.grant = None
+            self._let_go()
             if not isinstance(error, StartCancelled):
                 self.last_error = error.message
             if self.lifecycle is Lifecycle.STARTING:
@@ -231,7 +239,7 @@ class HostedModel:
     def stopped(self) -> None:
         """The worker is gone."""
         with self.changed:
-            self.worker, self.info, self.grant, self.started_at = None, None, None, None
+            self._let_go()
             self._enter(self.resting)
             if self.attempt is not None and self.attempt.is_cancelled:
                 self.attempt.finish(StartCancelled(f"{self.id} was stopped while it started"))
@@ -270,6 +278,12 @@ class HostedModel:
         """Running with nothing to do."""
         with self.changed:
             return self.lifecycle is Lifecycle.RUNNING and self.n_requests == 0
+
+    def _let_go(self) -> None:
+        self.worker, self.info, self.grant, self.started_at = None, None, None, None
+        if self.weights is not None:
+            self.weights.close()
+            self.weights = None
 
     def _enter(self, lifecycle: Lifecycle) -> None:
         self.lifecycle = lifecycle

@@ -39,7 +39,7 @@ from hostler.ledger import AUTO_CTX_LEN, Grant, Ledger
 from hostler.library.fields import AUTO, settings_with_defaults, validate_settings
 from hostler.library.pulls import PullJob
 from hostler.library.store import Library, LibraryEntry
-from hostler.modelcache import ModelCache, ModelCacheError
+from hostler.modelcache import ModelCache
 from hostler.plugins import Plugins
 from hostler.scheduler import RequestBudget, Ticket
 from hostler.sources.contract import SourceContext
@@ -47,6 +47,7 @@ from hostler.views import ModelView as ModelView
 from hostler.views import PullRequest as PullRequest
 from hostler.views import PullView as PullView
 from hostler.views import RequestView as RequestView
+from hostler.weights import WarmWeights
 from hostler.worker.supervisor import Limits, Supervisor
 from hostler.worker.wire import PromptSettings
 
@@ -399,9 +400,8 @@ class Runtime:
             log_path=self.settings.home / "logs" / f"{hosted.id.replace('/', '%2F')}.log",
             on_change=self._worker_changed,
         )
-        hosted.loading(attempt, worker, plan.spec.name, grant, plan.settings)
+        hosted.loading(attempt, worker, plan.spec.name, grant, plan.settings, WarmWeights(self.model_cache, plan.files))
         worker.start()
-        self._prefetch(plan.files)
         info = worker.wait_ready()
         self.ledger.settle(hosted.id)
         hosted.started(attempt, worker, info)
@@ -412,15 +412,6 @@ class Runtime:
             hosted = self._hosted.get(worker.model_id)
         if hosted is not None:
             hosted.worker_changed(worker)
-
-    def _prefetch(self, files: ModelFiles) -> None:
-        """Have the system read the weights while the worker still imports its engine."""
-        try:
-            if Path(files.primary).is_file():
-                for path in (files.primary, *files.others):
-                    self.model_cache.prefetch(path)
-        except (OSError, ModelCacheError) as error:  # larger than the budget, or the runtime is closing
-            log.debug("prefetching %s failed: %s", files.primary, error)
 
     def _plan(self, entry: LibraryEntry, overrides: dict[str, Any]) -> Plan:
         manifest = entry.manifest
