@@ -161,6 +161,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--baseline", default="", help="name that ratios refer to; default: llama-server if measured, else the first"
     )
     which.add_argument("--api-key", default="", help="bearer token for every --server")
+    which.add_argument(
+        "--hostler-env",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="environment of a spawned hostler, to experiment",
+    )
     equal = parser.add_argument_group("what spawned servers get alike")
     equal.add_argument("--model-path", type=Path, help="GGUF file")
     equal.add_argument("--slots", type=int, default=16)
@@ -182,6 +189,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if not arguments.server and not arguments.spawn:
         parser.error("name a server with --server or start one with --spawn")
+    if any("=" not in pair for pair in arguments.hostler_env):
+        parser.error("--hostler-env takes NAME=VALUE")
     if arguments.spawn and not arguments.model_path:
         parser.error("--spawn needs --model-path")
     if arguments.raw and not arguments.model_path:
@@ -217,10 +226,11 @@ def main(argv: list[str] | None = None) -> int:
         settings = Settings(arguments.model_path or Path(), arguments.slots, arguments.ctx, arguments.threads)
         servers += [parse_server(text, arguments.api_key) for text in arguments.server]
         for what in arguments.spawn:
-            servers.append(spawn(what, settings))
+            servers.append(spawn(what, settings, dict(pair.split("=", 1) for pair in arguments.hostler_env)))
         baseline = choose_baseline(servers, arguments.baseline)
         model = arguments.model_path.name if arguments.model_path else servers[0].model
         said = str(settings) if arguments.spawn else "as the servers were started"
+        said = " ".join([said, *arguments.hostler_env])
         if arguments.raw:
             for server in servers:
                 prompts = arguments.raw_prompt or [115, 512]

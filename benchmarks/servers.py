@@ -211,13 +211,17 @@ class Hostler(Server):
         shutil.rmtree(self.home, ignore_errors=True)
 
 
-def spawn(what: str, settings: Settings) -> Server:
-    """Start a server by its word on the command line: `hostler` or `llama-server=/path/to/llama-server`."""
+def spawn(what: str, settings: Settings, environment: dict[str, str] | None = None) -> Server:
+    """Start a server by its word on the command line: `hostler` or `llama-server=/path/to/llama-server`.
+
+    Args:
+        environment: For hostler alone: what an experiment changes.
+    """
     name, _, path = what.partition("=")
     if name == "llama-server" and path:
         return LlamaServer(Path(path), settings)
     if name == "hostler" and not path:
-        server = Hostler()
+        server = Hostler(environment=environment)
         try:
             server.import_model(settings.model_path)
             server.start_model("bench", start_settings(settings))
