@@ -31,7 +31,7 @@ FLOORS = {
     # 3, worker process
     "worker": 3,
     # 4, scheduling
-    "scheduler": 4, "ledger": 4, "events": 4, "runtime": 4, "hosted": 4, "generation": 4, "views": 4,
+    "scheduler": 4, "ledger": 4, "events": 4, "runtime": 4, "hosted": 4, "generation": 4, "views": 4, "weights": 4,
     # 5, API
     "api": 5,
     # 6, top
