@@ -634,6 +634,16 @@ def test_the_line_of_a_failed_generation_says_why(
     assert (second.end_reason, second.ttft_s) == ("context_length_exceeded", None)
 
 
+def test_a_chat_that_asked_no_model_has_a_line_like_any_other_request(client: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "hostler.request")
+
+    client.chat(temperature=9)
+    client.chat(model="nope")
+
+    found = [(record.levelno, record.error_code) for record in caplog.records if record.name == "hostler.request"]
+    assert found == [(logging.DEBUG, "invalid_value"), (logging.DEBUG, "model_not_found")]
+
+
 def test_other_requests_have_a_line_at_debug_only(client: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "hostler.request")
 

@@ -120,7 +120,7 @@ def check_finish(event: FinishEvent) -> None:
     if event.reason is FinishReason.CANCELLED:
         raise RequestCancelled("The request was cancelled before its answer was complete")
     if event.reason is FinishReason.ERROR:
-        raise EngineFailed("The engine gave up on this request; GET /v1/models shows the model's last_error")
+        raise EngineFailed("The engine gave up on this request and did not say why; the worker's log has its output")
 
 
 def collect(

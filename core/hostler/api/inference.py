@@ -37,9 +37,8 @@ def new_id(prefix: str) -> str:
 
 
 def open_record(req: falcon.Request, generation_id: str, model: str) -> GenerationRecord:
-    """Say that this request is a generation: its errors have inference's statuses, its log line is its own."""
+    """Say that this request asks a model to answer: its errors have inference's statuses."""
     req.context.is_inference = True
-    req.context.has_own_line = True
     record = GenerationRecord(req.context.request_id, generation_id, req.context.accepted_at)
     record.model = model
     return record
@@ -71,6 +70,7 @@ def answer(
     Raises:
         HostlerError: Before the response began.
     """
+    req.context.has_own_line = True
     try:
         with _closing_on_error(generate()) as generation:
             record.model = generation.model.manifest.id
