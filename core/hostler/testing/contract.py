@@ -128,16 +128,12 @@ class EngineContract:
             raise ContractError(f"engine contract, {name}: {error}") from error
         except Exception as error:
             self.close()
-            raise ContractError(
-                f"engine contract, {name}: the engine raised {type(error).__name__}: {error}"
-            ) from error
+            raise ContractError(f"engine contract, {name}: the engine raised {type(error).__name__}: {error}") from error
 
     def __enter__(self) -> EngineContract:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:
@@ -187,8 +183,7 @@ class EngineContract:
         tokens: list[int] = []
         while len(tokens) < n_tokens:
             lines += [
-                f"{topic} {len(lines) + i}: the hostler moves engine number {7 * (len(lines) + i)}.\n"
-                for i in range(16)
+                f"{topic} {len(lines) + i}: the hostler moves engine number {7 * (len(lines) + i)}.\n" for i in range(16)
             ]
             tokens = self.tokens("".join(lines))
         return tokens[:n_tokens]

@@ -15,9 +15,7 @@ class ContractError(AssertionError):
 class Driver:
     """Owns an engine's active sequences: adds, cancels, steps, and looks at what each step did."""
 
-    def __init__(
-        self, engine: Engine, *, n_slots: int, max_tokens_per_step: int = 1, max_idle_steps: int = 1000
-    ) -> None:
+    def __init__(self, engine: Engine, *, n_slots: int, max_tokens_per_step: int = 1, max_idle_steps: int = 1000) -> None:
         """Take over an engine that is loaded and has no sequences.
 
         Args:
@@ -111,9 +109,7 @@ class Driver:
         raise ContractError(f"not over after {max_steps} steps: {list(self.active.values())}")
 
 
-def drive(
-    engine: Engine, sequences: Iterable[RecordingSequence], *, n_slots: int = 1, max_steps: int = 100_000
-) -> None:
+def drive(engine: Engine, sequences: Iterable[RecordingSequence], *, n_slots: int = 1, max_steps: int = 100_000) -> None:
     """Run sequences to their ends in a loaded engine, `n_slots` at once."""
     Driver(engine, n_slots=n_slots).run(sequences, max_steps=max_steps)
 
