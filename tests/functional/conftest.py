@@ -18,9 +18,9 @@ def echo_server(tmp_path_factory) -> Server:
 
 @pytest.fixture(scope="session")
 def smollm2_home(tmp_path_factory, smollm2_path):
-    """A home that knows the real model as `smollm2-135m-instruct`."""
+    """A home that knows the real model as `smol`."""
     home = tmp_path_factory.mktemp("smollm2") / "home"
-    done = run_hostler(home, "import", str(smollm2_path), "--id", "smollm2-135m-instruct")
+    done = run_hostler(home, "import", str(smollm2_path), "--id", "smol")
     assert done.returncode == 0, done.stderr
     return home
 
@@ -28,5 +28,5 @@ def smollm2_home(tmp_path_factory, smollm2_path):
 @pytest.fixture(scope="session")
 def smollm2_server(smollm2_home) -> Server:
     """A server with the real model."""
-    with serving(smollm2_home, "--model", "smollm2-135m-instruct") as server:
+    with serving(smollm2_home, "--model", "smol") as server:
         yield server

@@ -8,7 +8,7 @@ import pytest
 
 from support.server import DEADLINE_S, Stream, serving, text_of
 
-MODEL = "smollm2-135m-instruct"
+MODEL = "smol"
 N_TOKENS = 24
 NEAR_TIE = 0.15
 """Nats between the two likeliest tokens. Batched and single steps sum in another order, which moves log probabilities of
