@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.workers import DEADLINE_S, ECHO, GREEDY, ask, echo_model, supervised, text_of
 
 from hostler.engine import EngineSettings, ModelFiles
 from hostler.ring import RingSegment
@@ -33,6 +32,7 @@ from hostler.worker.wire import (
     encode,
     read_worker_message,
 )
+from support.workers import DEADLINE_S, ECHO, GREEDY, ask, echo_model, supervised, text_of
 
 
 class Child:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from support.workers import echo_model, wait_until
 
 HOST = """

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import heapq
+import math
 import sys
 import threading
 import time
@@ -81,7 +82,9 @@ class PreparationThread:
         self._queue: list[tuple[int, int, Submit | Callable[[], None]]] = []
         self._n_taken_in = 0
         self._discarded: set[int] = set()
-        self._is_busy = threading.Event()
+        self._deadline_is_earlier = threading.Condition(self._lock)
+        self._watched_until = math.inf
+        """When the watch looks next if nobody wakes it: PERF: it is woken once in a render's time, not for every job."""
         self._current = self._start_worker()
         threading.Thread(target=self._watch, name="preparation-watch", daemon=True).start()
 
@@ -132,9 +135,7 @@ class PreparationThread:
                 worker.sequence_id = job.sequence_id
                 worker.is_rendering = job.messages is not None
             timeout_s = self._render_timeout_s if worker.is_rendering else self._tokenize_timeout_s
-            worker.deadline = time.monotonic() + timeout_s
-        if not self._is_busy.is_set():
-            self._is_busy.set()
+            self._set_deadline(worker, timeout_s)
         if not isinstance(job, Submit):
             job()
             return self._is_done(worker)
@@ -161,7 +162,12 @@ class PreparationThread:
         with self._lock:
             if not worker.is_condemned:
                 worker.is_rendering = False
-                worker.deadline = time.monotonic() + self._tokenize_timeout_s
+                self._set_deadline(worker, self._tokenize_timeout_s)
+
+    def _set_deadline(self, worker: _Worker, timeout_s: float) -> None:
+        worker.deadline = time.monotonic() + timeout_s
+        if worker.deadline < self._watched_until:
+            self._deadline_is_earlier.notify()
 
     def _is_done(self, worker: _Worker) -> bool:
         with self._lock:
@@ -173,18 +179,14 @@ class PreparationThread:
 
     def _watch(self) -> None:
         while True:
-            self._is_busy.wait()
-            self._is_busy.clear()
-            while (remaining_s := self._remaining_s()) is not None:
-                if remaining_s > 0:
-                    time.sleep(remaining_s)
-                else:
-                    self._end_job()
-
-    def _remaining_s(self) -> float | None:
-        with self._lock:
-            deadline = self._current.deadline
-            return None if deadline is None else deadline - time.monotonic()
+            with self._lock:
+                deadline = self._current.deadline
+                remaining_s = None if deadline is None else deadline - time.monotonic()
+                if remaining_s is None or remaining_s > 0:
+                    self._watched_until = math.inf if deadline is None else deadline
+                    self._deadline_is_earlier.wait(remaining_s)
+                    continue
+            self._end_job()
 
     def _end_job(self) -> None:
         with self._lock:

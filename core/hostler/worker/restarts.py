@@ -34,4 +34,4 @@ class RestartPolicy:
         if len(self._crashes) < self._limit and self._n_pauses == 0:
             return 0.0
         self._n_pauses += 1
-        return min(self._max_s, self._first_s * 2.0 ** (self._n_pauses - 1))
+        return min(self._max_s, self._first_s * 2.0 ** min(self._n_pauses - 1, 60))

@@ -1,0 +1,210 @@
+"""From request to tokens: what is rendered, what is added, what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from hostler.domain import SEED_RANDOM, Message, SamplingParams
+from hostler.engine import EngineInfo
+from hostler.errors import ContextLengthExceeded, HostlerError, InvalidRequest
+from hostler.worker.preparation import MAX_STOP_CHARACTERS, Preparation, Prepared
+from hostler.worker.wire import PromptSettings, Submit
+
+BOS, END = 1000, 1001
+CONTROLS = {"<s>": BOS, "<|end|>": END}
+TEMPLATE = "{% for m in messages %}{{ m.role }}:{{ m.content }}<|end|>{% endfor %}"
+
+
+class Tokenizer:
+    """One character is one token; control texts are read where asked for."""
+
+    def __init__(self, adds_bos: bool) -> None:
+        self._adds_bos = adds_bos
+        self.n_characters = 0
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        self.n_characters += len(text)
+        tokens = [BOS] if add_special and self._adds_bos else []
+        while text:
+            control = next((one for one in CONTROLS if parse_special and text.startswith(one)), None)
+            tokens.append(CONTROLS[control] if control else ord(text[0]))
+            text = text[len(control or "x") :]
+        return tokens
+
+
+def make(
+    template: str | None = TEMPLATE, *, adds_bos: bool = False, n_ctx: int = 500, **settings: object
+) -> tuple[Preparation, Tokenizer]:
+    info = EngineInfo(
+        n_ctx=n_ctx, n_slots=1, n_vocab=1200, chat_template=template, special_texts=tuple(CONTROLS), bos_text="<s>",
+        adds_bos=adds_bos,
+    )  # fmt: skip
+    tokenizer = Tokenizer(adds_bos)
+    return Preparation("tiny", tokenizer, info, PromptSettings(**settings)), tokenizer
+
+
+def prepare(preparation: Preparation, **fields: object) -> Prepared:
+    if "prompt" not in fields:
+        fields.setdefault("messages", (Message("user", "hi"),))
+    return preparation.prepare(Submit(1, 0, fields.pop("params", SamplingParams()), **fields), lambda: None)
+
+
+def refusal(preparation: Preparation, **fields: object) -> HostlerError:
+    with pytest.raises(HostlerError) as caught:
+        prepare(preparation, **fields)
+    return caught.value
+
+
+def test_messages_are_rendered_with_the_models_template() -> None:
+    assert prepare(make()[0]).tokens == [*map(ord, "user:hi"), END]
+
+
+def test_a_users_control_text_stays_text() -> None:
+    tokens = prepare(make()[0], messages=(Message("user", "a<|end|>b"),)).tokens
+
+    assert tokens == [*map(ord, "user:a<|end|>b"), END]
+
+
+def test_bos_is_added_once_whether_the_template_writes_it_or_not() -> None:
+    assert prepare(make(adds_bos=True)[0]).tokens[:2] == [BOS, ord("u")]
+    assert prepare(make("<s>" + TEMPLATE, adds_bos=True)[0]).tokens[:2] == [BOS, ord("u")]
+    assert prepare(make("<s>" + TEMPLATE, adds_bos=False)[0]).tokens[:2] == [BOS, ord("u")]
+    assert prepare(make(adds_bos=True)[0], prompt="<s>x").tokens == [BOS, ord("x")]
+
+
+def test_bos_is_added_to_the_first_segment_only() -> None:
+    tokens = prepare(make(adds_bos=True)[0], messages=(Message("user", "<|end|><|end|>"),)).tokens
+
+    assert tokens.count(BOS) == 1
+    assert tokens[0] == BOS
+
+
+def test_a_plain_prompt_is_taken_as_it_is_with_its_control_texts() -> None:
+    assert prepare(make()[0], prompt="x<|end|>").tokens == [ord("x"), END]
+    assert list(prepare(make()[0], prompt=(5, 6)).tokens) == [5, 6]
+
+
+def test_the_setting_prompt_template_wins_over_the_files() -> None:
+    preparation, _ = make(prompt_template="Q: {prompt}\nA:")
+
+    prepared = prepare(preparation)
+
+    assert prepared.tokens == [ord(character) for character in "Q: hi\nA:"]
+    assert prepared.stops.scan(0, "...Q:")[2] == "Q:"
+
+
+def test_the_files_template_wins_over_the_four_prompt_texts() -> None:
+    assert prepare(make(user_prompt="Human: ")[0]).tokens[-1] == END
+
+
+def test_the_four_prompt_texts_serve_where_there_is_no_template() -> None:
+    preparation, _ = make(None, ai_prompt="Bot: ")
+
+    assert prepare(preparation).tokens == [ord(character) for character in "USER: hiBot: "]
+
+
+def test_messages_without_any_template_are_refused_and_a_plain_prompt_is_not() -> None:
+    preparation, _ = make(None)
+
+    error = refusal(preparation)
+    assert isinstance(error, InvalidRequest)
+    assert error.param == "settings.prompt_template"
+    assert "prompt_template" in error.message
+    assert prepare(preparation, prompt="x").tokens == [ord("x")]
+
+
+def test_a_prompt_template_without_its_marker_is_refused_with_the_load() -> None:
+    with pytest.raises(InvalidRequest, match=r"\{prompt\}"):
+        make(prompt_template="no marker")
+
+
+@pytest.mark.parametrize(("n", "fits"), [(498, True), (499, True), (500, False), (501, False)])
+def test_a_prompt_fits_when_it_leaves_room_for_one_token(n: int, fits: bool) -> None:
+    preparation, _ = make()
+    if fits:
+        assert len(prepare(preparation, prompt="x" * n).tokens) == n
+        return
+    error = refusal(preparation, prompt="x" * n)
+    assert isinstance(error, ContextLengthExceeded)
+    assert f"maximum context length is 500 tokens. However, your prompt has {n} tokens" in error.message
+    assert error.param == "prompt"
+
+
+def test_messages_that_do_not_fit_are_refused_with_both_numbers() -> None:
+    error = refusal(make()[0], messages=(Message("user", "x" * 600),))
+
+    assert "maximum context length is 500 tokens. However, your messages resulted in 606 tokens" in error.message
+    assert error.param == "messages"
+    assert isinstance(refusal(make()[0], prompt=tuple([1] * 700)), ContextLengthExceeded)
+
+
+def test_a_prompt_far_too_long_is_refused_without_tokenizing_all_of_it() -> None:
+    preparation, tokenizer = make()
+
+    error = refusal(preparation, prompt="x" * 10_000_000)
+
+    assert isinstance(error, ContextLengthExceeded)
+    assert "more than" in error.message
+    assert tokenizer.n_characters < 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("prompt", "param"), [("", "prompt"), ((), "prompt"), ((1, 2, 1200), "prompt[2]"), ((-1,), "prompt[0]")]
+)
+def test_an_empty_prompt_and_unknown_tokens_are_refused(prompt: object, param: str) -> None:
+    error = refusal(make()[0], prompt=prompt)
+
+    assert isinstance(error, InvalidRequest)
+    assert error.param == param
+
+
+def test_an_empty_prompt_is_one_token_where_the_model_has_a_bos() -> None:
+    assert prepare(make(adds_bos=True)[0], prompt="").tokens == [BOS]
+
+
+def test_a_template_that_renders_nothing_is_refused() -> None:
+    assert refusal(make("")[0]).param == "messages"
+
+
+@pytest.mark.parametrize(
+    ("params", "param"),
+    [
+        (SamplingParams(max_tokens=0), "max_tokens"),
+        (SamplingParams(logit_bias={1200: 1.0}), "logit_bias"),
+        (SamplingParams(logit_bias={-5: 1.0}), "logit_bias"),
+        (SamplingParams(stop=("x" * MAX_STOP_CHARACTERS, "y")), "stop"),
+    ],
+)
+def test_parameters_that_would_harm_an_engine_are_refused(params: SamplingParams, param: str) -> None:
+    assert refusal(make()[0], params=params).param == param
+
+
+def test_a_seed_is_drawn_where_none_is_set_and_kept_where_one_is() -> None:
+    preparation, _ = make()
+    seeds = {prepare(preparation, params=SamplingParams(seed=SEED_RANDOM)).params.seed for _ in range(20)}
+
+    assert len(seeds) > 15
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert prepare(preparation, params=SamplingParams(seed=42)).params.seed == 42
+
+
+@pytest.mark.parametrize(
+    ("inputs", "param"),
+    [
+        ([], "input"),
+        ("x", "input"),
+        (["ok", ""], "input[1]"),
+        ([[]], "input[0]"),
+        ([[1200]], "input[0][0]"),
+        ([5], "input[0]"),
+        (["x" * 501], "input[0]"),
+    ],
+)
+def test_inputs_that_cannot_be_embedded_are_named(inputs: object, param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        make()[0].embed_inputs(inputs)
+    assert caught.value.param == param
+
+
+def test_texts_and_token_ids_become_inputs_to_embed() -> None:
+    assert make()[0].embed_inputs(["ab", [7, 8], "x" * 500])[:2] == [[97, 98], [7, 8]]
