@@ -18,7 +18,7 @@ import pytest
 
 from hostler.engine import Engine, SequenceSink
 from hostler.testing import contract_checks
-from hostler.testing.checks import CHECKS
+from hostler.testing.rules import CHECKS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("plugins/*/*.md"), *ROOT.glob("benchmarks/*.md")])

@@ -1,4 +1,4 @@
-"""The conformance kit's frame: one engine loaded, named checks run against it. The checks stand in checks.py.
+"""The conformance kit's frame: one engine loaded, named checks run against it. The checks stand in rules/.
 
 Floor 2, for the authors of engine plugins: in a test process, one thread (one check starts a second). It needs no
 worker, no server and no network, but real model files.
@@ -15,9 +15,9 @@ import msgspec
 
 from hostler.domain import SamplingParams
 from hostler.engine import Engine, EngineInfo, EngineSettings, ModelFiles
-from hostler.testing.checks import CHECKS
 from hostler.testing.driving import ContractError, Driver
 from hostler.testing.recording import RecordingSequence
+from hostler.testing.rules import CHECKS
 
 MIB = 1024 * 1024
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from hostler.testing.checks.registry import EMOJI_TEXT, PROMPTS, check, tokenize, without_leading_space
+from hostler.testing.rules.registry import EMOJI_TEXT, PROMPTS, check, tokenize, without_leading_space
 
 if TYPE_CHECKING:
     from hostler.testing.contract import EngineContract

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hostler.domain import SamplingParams
-from hostler.testing.checks.registry import PROMPTS, check, tokenize
+from hostler.testing.rules.registry import PROMPTS, check, tokenize
 
 if TYPE_CHECKING:
     from hostler.testing.contract import EngineContract

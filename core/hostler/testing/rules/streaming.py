@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from hostler.domain import FinishReason, Message
 from hostler.engine import EngineInfo
-from hostler.testing.checks.registry import PROMPTS, check, tokenize, without_leading_space
+from hostler.testing.rules.registry import PROMPTS, check, tokenize, without_leading_space
 
 if TYPE_CHECKING:
     from hostler.testing.contract import EngineContract

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hostler.domain import MemoryUse
 from hostler.errors import UnsupportedParameter
-from hostler.testing.checks.registry import PROMPTS, check, tokenize
+from hostler.testing.rules.registry import PROMPTS, check, tokenize
 
 if TYPE_CHECKING:
     from hostler.testing.contract import EngineContract

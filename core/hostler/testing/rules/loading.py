@@ -10,7 +10,7 @@ import msgspec
 
 from hostler.engine import EngineInfo
 from hostler.errors import HostlerError
-from hostler.testing.checks.registry import check
+from hostler.testing.rules.registry import check
 
 if TYPE_CHECKING:
     from hostler.testing.contract import EngineContract

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hostler.testing.checks.registry import PROMPTS, check
+from hostler.testing.rules.registry import PROMPTS, check
 
 if TYPE_CHECKING:
     from hostler.testing.contract import EngineContract
