@@ -17,6 +17,7 @@ from hostler.domain import Lifecycle
 SPEED_WINDOW_S = 5.0
 """The speed shown is that of the last so many seconds: steady enough to read, quick enough to show a stall."""
 _SAMPLE_EVERY_S = 0.2
+_LOOK_EVERY_S = 0.1
 
 
 class FileProgress(msgspec.Struct, frozen=True):
@@ -89,7 +90,6 @@ class ProgressBoard:
                 self._samples.append((now, sum(file.done_bytes for file in self._files)))
                 while now - self._samples[0][0] > SPEED_WINDOW_S:
                     self._samples.popleft()
-                self._condition.notify_all()
 
     def end(self, phase: str, error: str | None = None) -> None:
         """It is over; `phase` says how."""
@@ -108,9 +108,18 @@ class ProgressBoard:
             return self._condition.wait_for(lambda: self._phase in ENDS, timeout_s)
 
     def wait_change(self, seen: PullProgress | None, timeout_s: float) -> PullProgress:
-        """Wait until something differs from `seen`, or the time is over."""
+        """Wait until something differs from `seen`, or the time is over.
+
+        Phases are told at once, bytes are looked at ten times a second: telling of each block would cost the download more
+        than the disk does.
+        """
+        deadline = self._clock() + timeout_s
         with self._condition:
-            self._condition.wait_for(lambda: seen is None or _differs(seen, self._snapshot()), timeout_s)
+            while seen is not None and not _differs(seen, self._snapshot()):
+                left_s = deadline - self._clock()
+                if left_s <= 0:
+                    break
+                self._condition.wait(min(left_s, _LOOK_EVERY_S))
             return self._snapshot()
 
     def _snapshot(self) -> PullProgress:

@@ -199,11 +199,12 @@ class Library:
         given = _given(name, description, format, settings, parameters, metadata)
         known = self._lookup().manifest(reference)
         if known is not None and id in {None, known.id}:
-            source, resolved = known.source_url, None
             if known.is_complete:
                 return PullJob.finished(known, self._shelf)
-        else:
-            source, resolved = self._source_of(reference, known), None
+            running = self.job(known.id)
+            if running is not None and not running.is_finished:
+                return running
+        source, resolved = self._source_of(reference, known), None
         spec = self._spec_of(source, is_from_cli=is_from_cli)
         context = context or self._context
         model_id = id or (known.id if known is not None else names.id_from_reference(source))
@@ -355,11 +356,12 @@ class Library:
 
     def _source_of(self, reference: str, known: Manifest | None) -> str:
         """What to ask a source for: the reference, or where the model that it names comes from."""
+        scheme = names.scheme_of(reference)
+        is_source = scheme in self._sources or scheme in {"http", "https"}
+        if is_source and (known is None or known.id != reference):
+            return reference  # with the hash or the token that it may carry
         if known is not None:
             return known.source_url
-        scheme = names.scheme_of(reference)
-        if scheme in self._sources or scheme in {"http", "https"}:
-            return reference
         triple = names.triple_forms(reference)
         if triple:
             return triple[1]

@@ -55,7 +55,8 @@ def resolve(reference: str, context: SourceContext) -> ResolvedSource:
     filename = safe_filename(unquote(urlsplit(url).path), f"{package}.whl")
     if not filename.endswith(".whl"):
         raise DownloadFailed(f"pip found {filename} for {requirement}, which is no wheel; hostler takes wheels only")
-    options = _user_options(context)
+    options = _user_options(context) if url.startswith("http") else {}
+    canonical = names.normalised_source(f"pypi:{package}").removeprefix("pypi:")
     return ResolvedSource(
         source_url=names.normalised_source(f"pypi:{requirement}"),
         files=(
@@ -69,11 +70,11 @@ def resolve(reference: str, context: SourceContext) -> ResolvedSource:
                 proxy=_last(options, "proxy"),
             ),
         ),
-        suggested_id=names.id_from_reference(f"pypi:{package}") or package,
+        suggested_id=canonical,
         name=metadata.name or package,
         owned_by=metadata.author or "_",
         description=metadata.summary,
-        metadata={"package": package, "package_version": metadata.version or version or ""},
+        metadata={"package": canonical, "package_version": metadata.version or version or ""},
     )
 
 
