@@ -1,0 +1,361 @@
+"""The engine: continuous batching over llama.cpp, one `llama_decode` a step.
+
+Worker process. All methods run in the engine thread, save `tokenize` and `detokenize`, which may run beside it. It knows
+sequences and steps; sampling, streams, pacing and loading have modules of their own.
+
+A step takes one token of every sequence that decodes and a chunk of the prompts that wait, evaluates them together, and
+samples for each row that came out. A sequence gets its KV stream when its first chunk is due, not before: by then an
+earlier request with the same beginning may have evaluated it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import llama_cpp as llama
+import numpy as np
+
+from hostler import (
+    ContextLengthExceeded,
+    EmbedResult,
+    EngineFailed,
+    EngineInfo,
+    EngineSettings,
+    FinishReason,
+    InvalidModelFile,
+    InvalidRequest,
+    MemoryUse,
+    ModelFiles,
+    Progress,
+    SequenceSink,
+    UnsupportedParameter,
+)
+from hostler_llamacpp import loading, probe
+from hostler_llamacpp.binding import Batch, LogitRows, log
+from hostler_llamacpp.loading import Loaded
+from hostler_llamacpp.pacing import Pace
+from hostler_llamacpp.sampling import Sampler, Workspace
+from hostler_llamacpp.streams import Packing, Stream, Streams, common_prefix
+from hostler_llamacpp.vocabulary import Vocabulary
+
+MIN_SHARED_TOKENS = 32
+"""A prompt waits for another's prefill only if at least so many of its tokens come out of that."""
+MIN_SCRATCH_BYTES = 128 * 1024 * 1024
+_WARM_UP_TOKENS = 32
+
+
+class Run:
+    """One sequence inside the engine.
+
+    INVARIANT: with a stream, the stream's tokens are the prompt's first `n_done` and then what was generated and
+    evaluated; `last_token` is generated but not evaluated yet.
+    """
+
+    __slots__ = ("last_token", "n_done", "n_prompt", "prompt", "sampler", "sink", "stream")
+
+    def __init__(self, sink: SequenceSink, prompt: np.ndarray, sampler: Sampler) -> None:
+        self.sink = sink
+        self.prompt = prompt
+        self.n_prompt = len(prompt)
+        self.sampler = sampler
+        self.stream: Stream | None = None
+        """None until its first chunk is due."""
+        self.n_done = 0
+        """Prompt tokens in the KV cache."""
+        self.last_token = 0
+
+
+class LlamaCppEngine:
+    """See hostler.Engine."""
+
+    def __init__(self) -> None:
+        self._loaded: Loaded | None = None
+        self._runs: dict[int, Run] = {}
+        """By sequence id, in the order they came."""
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def load(self, files: ModelFiles, settings: EngineSettings, progress: Progress) -> EngineInfo:
+        """See Engine."""
+        loaded = loading.load(files, settings, progress)
+        try:
+            info = self._start(loaded, settings)
+            self._warm_up(files.primary)
+            loading.report(progress, 1.0)
+        except BaseException:
+            loaded.free()
+            raise
+        self._loaded = loaded
+        return info
+
+    def _start(self, loaded: Loaded, settings: EngineSettings) -> EngineInfo:
+        model, context = loaded.model, loaded.context
+        self._context = context
+        self._n_ctx = loaded.n_ctx
+        self._n_slots = loaded.n_slots
+        self._n_chunk = max(1, min(settings.n_batch, loaded.n_batch - loaded.n_slots))
+        self._caching = settings.caching_enabled
+        self._vocabulary = Vocabulary(model)
+        self._workspace = Workspace(self._vocabulary.n_tokens)
+        self._batch = Batch(loaded.n_batch)
+        self._rows = LogitRows(context, self._vocabulary.n_tokens, loaded.n_slots)
+        self._pace = Pace(self._n_chunk, loaded.n_slots)
+        can_roll_back = not (llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
+        self._streams = Streams(
+            context,
+            loaded.n_slots,
+            loading.padded(loaded.n_ctx),
+            n_swa=int(llama.llama_model_n_swa(model)),
+            can_roll_back=can_roll_back,
+        )
+        kv_bytes = log.buffer_bytes.get("KV", 0)
+        n_cells = loading.padded(loaded.n_ctx) * loaded.n_slots
+        self._packing = Packing(
+            weights_bytes=int(llama.llama_model_size(model)),
+            token_bytes=max(1, kv_bytes // n_cells),
+            scratch_bytes=max(MIN_SCRATCH_BYTES, kv_bytes // 8),
+        )
+        self._memory_use = MemoryUse(
+            weights_bytes=log.buffer_bytes.get("model", 0) or int(llama.llama_model_size(model)),
+            kv_bytes=kv_bytes + log.buffer_bytes.get("RS", 0),
+            compute_bytes=log.buffer_bytes.get("compute", 0) + log.buffer_bytes.get("output", 0),
+        )
+        template: bytes | None = llama.llama_model_chat_template(model, None)
+        return EngineInfo(
+            n_ctx=loaded.n_ctx,
+            n_slots=loaded.n_slots,
+            n_vocab=self._vocabulary.n_tokens,
+            n_ctx_train=int(llama.llama_model_n_ctx_train(model)),
+            device=loaded.device,
+            chat_template=None if template is None else template.decode("utf-8", "replace"),
+            special_texts=self._vocabulary.special_texts,
+            bos_text=self._vocabulary.bos_text,
+            eos_text=self._vocabulary.eos_text,
+            adds_bos=self._vocabulary.adds_bos,
+            can_embed=False,
+            n_embd=int(llama.llama_model_n_embd(model)),
+            version=probe.version(),
+            warnings=loaded.warnings,
+        )
+
+    def _warm_up(self, path: str) -> None:
+        """Evaluate a few tokens: mapped weights become resident, broken ones show, first costs are learnt."""
+        n_tokens = min(_WARM_UP_TOKENS, self._n_chunk, self._n_ctx - 1)
+        stream = self._streams.all[0]
+        prompt = np.arange(n_tokens, dtype=np.int32) % self._vocabulary.n_tokens
+        # A chunk that brings the weights in, one that tells what a prompt token costs, and one token of decode.
+        for position, tokens, is_measured in ((0, prompt, False), (0, prompt, True), (n_tokens, prompt[:1], True)):
+            if position == 0:
+                self._streams.release(stream, keeps=False)
+            self._batch.clear()
+            self._batch.add(stream.number, position, tokens, wants_output=True)
+            started = time.monotonic()
+            self._decode()
+            elapsed = time.monotonic() - started
+            if is_measured:
+                self._pace.learn(int(len(tokens) == 1), len(tokens) if len(tokens) > 1 else 0, elapsed)
+            largest = float(self._rows.read()[0].max())
+            if not np.isfinite(largest):
+                raise InvalidModelFile(
+                    f"{path}: the model computes no valid probabilities (largest logit {largest}); its weights are "
+                    "corrupt. Delete it and pull it again",
+                    path=path,
+                )
+        self._streams.release(stream, keeps=False)
+
+    def close(self) -> None:
+        """See Engine."""
+        for run in self._runs.values():
+            run.sampler.close()
+        self._runs.clear()
+        if self._loaded is not None:
+            del self._rows, self._batch, self._streams
+            self._loaded.free()
+            self._loaded = None
+
+    def memory(self) -> MemoryUse:
+        """See Engine. Weights as mapped, repacked copies included."""
+        return self._memory_use
+
+    # -- sequences ----------------------------------------------------------------------------------------------------
+
+    def add(self, sequence: SequenceSink) -> None:
+        """See Engine."""
+        if len(self._runs) >= self._n_slots:
+            raise EngineFailed(f"all {self._n_slots} slots are taken; this is a bug of the caller")
+        prompt = self._vocabulary.validate(sequence.tokens)
+        if not len(prompt):
+            raise InvalidRequest("the prompt has no tokens; at least one is needed")
+        if len(prompt) > self._n_ctx - 1:
+            raise ContextLengthExceeded(
+                f"the prompt has {len(prompt)} tokens; with a context of {self._n_ctx} at most {self._n_ctx - 1} fit"
+            )
+        sampler = Sampler(sequence.params, prompt, self._vocabulary, self._context, self._workspace, self._n_ctx)
+        self._runs[sequence.id] = Run(sequence, prompt, sampler)
+
+    def cancel(self, sequence_id: int) -> None:
+        """See Engine."""
+        run = self._runs.get(sequence_id)
+        if run is not None:
+            self._drop(run)
+
+    def _drop(self, run: Run) -> None:
+        """Forget a sequence; its stream keeps what was evaluated."""
+        del self._runs[run.sink.id]
+        run.sampler.close()
+        if run.stream is not None:
+            self._streams.release(run.stream, keeps=self._caching)
+            run.stream = None
+
+    def _fail(self, run: Run, message: str) -> None:
+        run.sink.end(FinishReason.ERROR, message)
+        self._drop(run)
+
+    # -- step ---------------------------------------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """See Engine."""
+        decoding: list[Run] = []
+        waiting: list[Run] = []
+        for run in self._runs.values():
+            if not run.sink.is_paused:
+                (decoding if run.n_done == run.n_prompt else waiting).append(run)
+        chunks = self._share_out(waiting, len(decoding)) if waiting else []
+        if not decoding and not chunks:
+            return False
+        started = time.monotonic()
+        rows = self._evaluate(decoding, chunks)
+        self._pace.learn(len(decoding), sum(n for _, n in chunks), time.monotonic() - started)
+        if rows:
+            self._sample(rows)
+        return True
+
+    def _share_out(self, waiting: list[Run], n_decoding: int) -> list[tuple[Run, int]]:
+        """Choose which prompts are evaluated in this step, and how many tokens of each.
+
+        The oldest gets at least half, so that none starves; the rest goes to those that are done soonest, so that a
+        short question need not wait for a long document.
+        """
+        n_left = self._pace.chunk_tokens(n_decoding)
+        oldest, *others = waiting
+        others.sort(key=lambda run: run.n_prompt - run.n_done)
+        chunks: list[tuple[Run, int]] = []
+        n_reserved = min(n_left // 2, sum(run.n_prompt - run.n_done for run in others))
+        for run in (oldest, *others):
+            if n_left < 1:
+                break
+            if run.stream is None:
+                if self._is_prefix_coming(run, waiting):
+                    continue
+                self._place(run)
+            n = min(run.n_prompt - run.n_done, max(1, n_left - n_reserved))
+            n_reserved = 0
+            n_left -= n
+            chunks.append((run, n))
+        if n_left and chunks:  # what the others left over
+            run, n = chunks[0]
+            chunks[0] = (run, min(run.n_prompt - run.n_done, n + n_left))
+        return chunks
+
+    def _is_prefix_coming(self, run: Run, waiting: list[Run]) -> bool:
+        """Whether another prompt's prefill, under way, will soon evaluate much of this prompt's beginning."""
+        if not (run.sink.cache_prompt and self._caching):
+            return False
+        return any(
+            other.stream is not None and common_prefix(other.prompt, run.prompt) - other.n_done >= MIN_SHARED_TOKENS
+            for other in waiting
+        )
+
+    def _place(self, run: Run) -> None:
+        run.stream, run.n_done = self._streams.place(run.prompt, may_reuse=run.sink.cache_prompt and self._caching)
+        run.sink.begin(run.n_done)
+
+    def _evaluate(self, decoding: list[Run], chunks: list[tuple[Run, int]]) -> list[tuple[Run, int]]:
+        """Decode one batch.
+
+        Returns:
+            Runs that have a row of logits now, in the rows' order, each with its batch index.
+        """
+        members: list[tuple[Run, int]] = [(run, 0) for run in decoding]
+        members += chunks
+        running = {id(run.stream) for run, _ in members}
+        for one, other in self._packing.plan(self._streams.all, lambda stream: id(stream) in running):
+            self._streams.swap(one, other)
+        # Ascending stream numbers: llama.cpp batches nothing else.
+        members.sort(key=_stream_number)
+        batch = self._batch
+        batch.clear()
+        rows: list[tuple[Run, int]] = []
+        for run, n in members:
+            stream = run.stream
+            assert stream is not None
+            if not n:
+                rows.append((run, batch.add_one(stream.number, stream.n_tokens, run.last_token)))
+                continue
+            is_last = run.n_done + n == run.n_prompt
+            index = batch.add(stream.number, run.n_done, run.prompt[run.n_done : run.n_done + n], wants_output=is_last)
+            if is_last:
+                rows.append((run, index))
+        self._decode()
+        for run, n in members:
+            stream = run.stream
+            assert stream is not None
+            if not n:
+                stream.append(run.last_token)
+                continue
+            stream.extend(run.prompt[run.n_done : run.n_done + n])
+            run.n_done += n
+            run.sink.prefilled(run.n_done)
+        return rows
+
+    def _decode(self) -> None:
+        code = self._batch.decode(self._context)
+        if code == 0:
+            return
+        # The engine counts cells itself, so every code is a bug or a broken model; the worker is not to be trusted on.
+        meaning = {1: "no room in the KV cache", 2: "aborted", -1: "invalid batch"}.get(code, "fatal error")
+        raise EngineFailed(
+            f"llama.cpp could not evaluate a batch of {self._batch.n_tokens} tokens: {meaning} (code {code}). "
+            f"{log.reason()}".rstrip()
+        )
+
+    def _sample(self, rows: list[tuple[Run, int]]) -> None:
+        logits = self._rows.read()
+        end_tokens = self._vocabulary.end_tokens
+        pieces = self._vocabulary.pieces
+        for row, (run, index) in zip(logits, rows, strict=False):
+            try:
+                token, logprob = run.sampler.pick(row, index)
+            except EngineFailed as error:
+                self._fail(run, str(error))
+                continue
+            if token in end_tokens:
+                run.sink.end(FinishReason.STOP)
+                self._drop(run)
+                continue
+            run.last_token = token
+            if not run.sink.push(token, pieces[token] or self._vocabulary.piece(token), logprob):
+                self._drop(run)
+            elif run.stream is not None and run.stream.n_tokens >= self._n_ctx:
+                self._fail(run, f"the context of {self._n_ctx} tokens is full")
+
+    # -- text and vectors ---------------------------------------------------------------------------------------------
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """See Engine."""
+        return self._vocabulary.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, token_ids: Sequence[int]) -> bytes:
+        """See Engine."""
+        return self._vocabulary.detokenize(token_ids)
+
+    def embed(self, inputs: Sequence[Sequence[int]]) -> EmbedResult:  # noqa: ARG002 - the contract's name
+        """See Engine."""
+        raise UnsupportedParameter("the llamacpp engine cannot embed in this release; it only generates text")
+
+
+def _stream_number(member: tuple[Run, int]) -> int:
+    stream = member[0].stream
+    assert stream is not None
+    return stream.number

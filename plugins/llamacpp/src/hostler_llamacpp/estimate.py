@@ -1,0 +1,156 @@
+"""What a run of a GGUF model will take, from its header alone.
+
+Host process: imports neither llama.cpp nor numpy, opens nothing but the header. It must not come out below what the
+worker really takes; README.md has the comparison. Source of the formulas: llama.cpp's llama-hparams.cpp and
+llama-kv-cache.cpp for the KV cache; for compute buffers a fit over what llama.cpp itself allocates for eight models from
+135M to 27B parameters.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from hostler import EngineSettings, GgufHeader, MemoryEstimate, read_gguf_header
+
+MIB = 1024 * 1024
+PROCESS_BYTES = 64 * MIB
+"""A worker before it loads anything: Python, numpy, llama.cpp's libraries, hostler's own modules."""
+VOCABULARY_FACTOR = 12
+"""Bytes in memory for each byte of tokenizer in the header: hash maps of tokens and merges, and our pieces."""
+CONTEXT_PAD = 256
+MAX_UBATCH = 512
+_BLOCK_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
+"""cache_type -> bytes of one value."""
+_REPACKED = frozenset({"Q4_0", "Q4_K", "IQ4_NL"})
+"""Tensor types of which llama.cpp keeps a second copy in an order that suits the CPU."""
+_WINDOW_PATTERNS = {
+    "afmoe": 4, "cohere2": 4, "cohere2moe": 4, "exaone-moe": 4, "exaone4": 4, "gemma-embedding": 6, "gemma2": 2,
+    "gemma3": 6, "gemma3n": 5, "gpt-oss": 2, "laguna": 4, "llama4": 4, "mellum": 4, "olmo2": 4, "plamo3": 8,
+    "smallthinker": 4,
+}  # fmt: skip
+"""Architecture -> every how many layers one attends to everything; where the header does not say. One that is missing here
+counts as if all layers did, which is never too little."""
+_PART = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
+
+
+def estimate(path: Path, settings: EngineSettings) -> MemoryEstimate:
+    """Bytes that a run will take, the worker process included.
+
+    Raises:
+        InvalidModelFile: The file is no model.
+        OSError: It cannot be read.
+    """
+    header = read_gguf_header(path)
+    headers = [header, *(read_gguf_header(part) for part in other_parts(path))]
+    weights = sum(part.file_bytes for part in headers)
+    repacked = sum(use.n_bytes for part in headers for use in part.tensor_types if use.type in _REPACKED)
+    vocabulary = VOCABULARY_FACTOR * header.header_bytes
+    return MemoryEstimate(
+        weights_bytes=weights + repacked,
+        kv_bytes=_kv_bytes(header, settings),
+        compute_bytes=_compute_bytes(header, settings) + vocabulary + PROCESS_BYTES,
+    )
+
+
+def context_length(path: Path) -> int:
+    """The context the model was trained for; 0 when the header does not say."""
+    return read_gguf_header(path).context_length or 0
+
+
+def n_layers(path: Path) -> int:
+    """Layers of the model; 0 when the header does not say."""
+    return read_gguf_header(path).n_layers or 0
+
+
+def other_parts(path: Path) -> list[Path]:
+    """The later files of a split model, as llama.cpp will look for them; those that exist."""
+    match = _PART.match(path.name)
+    if match is None:
+        return []
+    stem, count = match["stem"], int(match["count"])
+    parts = (path.with_name(f"{stem}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1))
+    return [part for part in parts if part != path and part.exists()]
+
+
+def _n_ctx(header: GgufHeader, settings: EngineSettings) -> int:
+    trained = header.context_length or settings.ctx_len
+    n_ctx = min(settings.ctx_len, trained)
+    return -(-n_ctx // CONTEXT_PAD) * CONTEXT_PAD
+
+
+def _n_ubatch(settings: EngineSettings) -> int:
+    wanted = settings.extra.get("n_ubatch")
+    return wanted if isinstance(wanted, int) and wanted > 0 else min(settings.n_batch, MAX_UBATCH)
+
+
+def _windowed_layers(header: GgufHeader) -> list[bool]:
+    """Which layers attend to a sliding window only."""
+    layers = header.n_layers or 0
+    if not header.sliding_window:
+        return [False] * layers
+    pattern = header.metadata.get(header.architecture_key("attention.sliding_window_pattern"))
+    if isinstance(pattern, tuple):
+        return [bool(flag) for flag in pattern[:layers]] + [False] * max(0, layers - len(pattern))
+    if not isinstance(pattern, int) or isinstance(pattern, bool) or pattern < 1:
+        pattern = _WINDOW_PATTERNS.get(header.architecture, 1)
+    return [layer % pattern < pattern - 1 for layer in range(layers)]
+
+
+def _window_cells(header: GgufHeader, settings: EngineSettings, n_cells: int) -> int:
+    """Cells that a windowed layer keeps for one sequence."""
+    if settings.extra.get("swa_full"):
+        return n_cells
+    wanted = min(n_cells, (header.sliding_window or 0) + _n_ubatch(settings))
+    return -(-wanted // CONTEXT_PAD) * CONTEXT_PAD
+
+
+def _kv_bytes(header: GgufHeader, settings: EngineSettings) -> int:
+    n_cells = _n_ctx(header, settings)
+    n_window_cells = _window_cells(header, settings, n_cells)
+    windowed = _windowed_layers(header)
+    heads = header.n_head_kv_per_layer
+    key, value = header.key_length or 0, header.value_length or 0
+    key_windowed = header.integer(header.architecture_key("attention.key_length_swa")) or key
+    value_windowed = header.integer(header.architecture_key("attention.value_length_swa")) or value
+    values = 0
+    for layer, is_windowed in enumerate(windowed):
+        n_heads = heads[layer] if layer < len(heads) else max(heads, default=0)
+        if is_windowed:
+            values += n_window_cells * n_heads * (key_windowed + value_windowed)
+        else:
+            values += n_cells * n_heads * (key + value)
+    attention = values * _BLOCK_BYTES.get(settings.cache_type, 2.0)
+    return int((attention + _recurrent_bytes(header)) * settings.n_parallel)
+
+
+def _recurrent_bytes(header: GgufHeader) -> int:
+    """The state of one sequence in recurrent layers (Mamba and hybrids), float32."""
+
+    def ssm(name: str) -> int:
+        return header.integer(header.architecture_key(f"ssm.{name}")) or 0
+
+    state, inner, kernel, groups = ssm("state_size"), ssm("inner_size"), ssm("conv_kernel"), ssm("group_count")
+    per_layer = state * inner + max(0, kernel - 1) * (inner + 2 * groups * state)
+    return 4 * per_layer * (header.n_layers or 0)
+
+
+def _compute_bytes(header: GgufHeader, settings: EngineSettings) -> int:
+    n_ubatch, n_cells, n_slots = _n_ubatch(settings), _n_ctx(header, settings), settings.n_parallel
+    width, n_heads, n_vocab = header.n_embd or 0, header.n_head or 0, header.n_vocab or 0
+    inner = max(header.per_layer(header.architecture_key("feed_forward_length")), default=0)
+    if header.n_experts:
+        used = header.integer(header.architecture_key("expert_used_count")) or 1
+        shared = header.integer(header.architecture_key("expert_shared_count")) or 0
+        expert = header.integer(header.architecture_key("expert_feed_forward_length")) or inner
+        inner = max(inner, (used + shared) * expert)
+    # Residuals and the feed-forward's three products; queries for models whose heads are wider than their residual.
+    activations = 4 * n_ubatch * (4 * width + 3 * inner + n_heads * (header.key_length or 0))
+    # Quantized copies of a product's input, made by the CPU.
+    work = 2 * n_ubatch * max(inner, width)
+    mask = 2 * n_ubatch * n_cells * (2 if header.sliding_window else 1)
+    if not settings.flash_attn:
+        mask = 4 * n_ubatch * n_cells * (n_heads + 2)  # every score of every head
+    # Logits of a row a slot, twice (graph and output), and what samplers sort.
+    logits = (4 + 4 + 12) * n_slots * n_vocab + 20 * n_vocab
+    return activations + work + mask + logits

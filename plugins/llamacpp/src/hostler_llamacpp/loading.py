@@ -1,0 +1,287 @@
+"""From files and settings to a llama.cpp model and context, or to a reason why not.
+
+Worker process, engine thread only. It knows settings and llama.cpp's load parameters, nothing of sequences. Whatever
+was made is freed before an error leaves.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llama_cpp as llama
+
+from hostler import EngineSettings, InvalidModelFile, ModelFiles, ModelLoadFailed, Progress
+from hostler_llamacpp.binding import log
+from hostler_llamacpp.machine import Device, gpus, usable_cores
+
+CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
+"""`cache_type` -> ggml_type."""
+QUANTIZED_CACHES = frozenset({"q4_0", "q8_0"})
+CONTEXT_PAD = 256
+"""llama.cpp rounds a stream's cells up to this."""
+MAX_UBATCH = 512
+MAX_SLOTS = 256
+EXTRAS = frozenset({"check_tensors", "n_ubatch", "rope_freq_base", "rope_freq_scale", "swa_full"})
+"""What `EngineSettings.extra` may hold here."""
+
+_LOAD_MODES = {(False, False): 0, (True, False): 1, (False, True): 2, (True, True): 3}
+"""(mmap, mlock) -> enum llama_load_mode."""
+_BAD_FILE_SIGNS = (
+    "failed to load GGUF",
+    "failed to read magic",
+    "gguf_init_from",
+    "invalid magic",
+    "not within the file bounds",
+    "is not within",
+    "corrupted or incomplete",
+    "invalid data",
+    "invalid values",
+    "key not found",
+    "missing tensor",
+    "wrong number of tensors",
+    "has wrong shape",
+    "has wrong type",
+    "wrong array length",
+    "cannot find tokenizer",
+    "error loading model hyperparameters",
+    "error loading model vocabulary",
+)
+ALL_LAYERS = -1
+
+
+@dataclass
+class Loaded:
+    """A model with its context. INVARIANT: the context is freed before the model."""
+
+    model: int
+    context: int
+    n_ctx: int
+    """Tokens one sequence may hold, as asked; llama.cpp's own streams are rounded up."""
+    n_slots: int
+    n_batch: int
+    n_threads: int
+    device: str
+    warnings: tuple[str, ...]
+
+    def free(self) -> None:
+        """Give everything back; may be called twice."""
+        if self.context:
+            llama.llama_free(self.context)
+            self.context = 0
+        if self.model:
+            llama.llama_model_free(self.model)
+            self.model = 0
+
+
+def load(files: ModelFiles, settings: EngineSettings, progress: Progress) -> Loaded:
+    """Load a model and make its context; evaluates nothing.
+
+    Raises:
+        ModelLoadFailed, InvalidModelFile: With llama.cpp's own last words.
+    """
+    cache_type = _check(settings)
+    warnings: list[str] = [
+        f"llamacpp has no setting {name!r}; it has no effect" for name in sorted(set(settings.extra) - EXTRAS)
+    ]
+    path = Path(files.primary)
+    if not path.is_file():
+        raise ModelLoadFailed(f"{path} does not exist or is no file; pull or import the model again")
+    chosen = gpus(settings.device)
+    if not chosen and settings.device == "auto" and settings.ngl not in (0, EngineSettings(ctx_len=1).ngl):
+        warnings.append(f"ngl is {settings.ngl}, but this build of llama-cpp-python finds no GPU; all layers run on the CPU")
+    log.reset()
+    _report(progress, 0.0)
+    model = _load_model(path, settings, chosen, progress)
+    try:
+        _refuse_unsuitable(model, path)
+        n_ctx = _context_length(model, settings, warnings)
+        context, n_batch, n_threads = _make_context(model, settings, n_ctx, cache_type)
+        try:
+            _report(progress, 0.95)
+        except ModelLoadFailed:
+            llama.llama_free(context)
+            raise
+    except BaseException:
+        llama.llama_model_free(model)
+        raise
+    uses_gpu = bool(chosen) and settings.ngl > 0
+    return Loaded(
+        model=model,
+        context=context,
+        n_ctx=n_ctx,
+        n_slots=settings.n_parallel,
+        n_batch=n_batch,
+        n_threads=n_threads,
+        device=_device_name(settings, chosen) if uses_gpu else "cpu",
+        warnings=tuple(warnings),
+    )
+
+
+def report(progress: Progress, fraction: float) -> None:
+    """Tell how far a load is.
+
+    Raises:
+        ModelLoadFailed: The answer was to stop.
+    """
+    _report(progress, fraction)
+
+
+def _report(progress: Progress, fraction: float) -> None:
+    if not progress(fraction):
+        raise ModelLoadFailed("the load was stopped on request")
+
+
+def _device_name(settings: EngineSettings, chosen: list[Device]) -> str:
+    return chosen[0].family if settings.device == "auto" else settings.device
+
+
+def _check(settings: EngineSettings) -> int:
+    if settings.cache_type not in CACHE_TYPES:
+        raise ModelLoadFailed(f"cache_type is {settings.cache_type!r}; llamacpp knows {', '.join(sorted(CACHE_TYPES))}")
+    if settings.cache_type in QUANTIZED_CACHES and not settings.flash_attn:
+        raise ModelLoadFailed(
+            f"cache_type {settings.cache_type} needs flash attention; set flash_attn to true or cache_type to f16"
+        )
+    if settings.ctx_len < 2:
+        raise ModelLoadFailed(f"ctx_len is {settings.ctx_len}; a sequence needs room for at least 2 tokens")
+    if not 1 <= settings.n_parallel <= MAX_SLOTS:
+        raise ModelLoadFailed(f"n_parallel is {settings.n_parallel}; llamacpp takes 1 to {MAX_SLOTS} slots")
+    if settings.n_batch < 1:
+        raise ModelLoadFailed(f"n_batch is {settings.n_batch}; it must be at least 1")
+    return CACHE_TYPES[settings.cache_type]
+
+
+def _load_model(path: Path, settings: EngineSettings, chosen: list[Device], progress: Progress) -> int:
+    is_stopped = False
+    failure: BaseException | None = None
+
+    @llama.llama_progress_callback  # type: ignore[untyped-decorator]
+    def on_progress(fraction: float, _user_data: object) -> bool:
+        # Called in this thread, by C, which must not see an exception.
+        nonlocal is_stopped, failure
+        try:
+            goes_on = bool(progress(min(0.9, 0.9 * fraction)))
+        except BaseException as error:  # noqa: BLE001 - raised again once C has returned
+            failure, goes_on = error, False
+        is_stopped = is_stopped or not goes_on
+        return goes_on
+
+    params = llama.llama_model_default_params()
+    params.load_mode = _LOAD_MODES[settings.use_mmap, settings.mlock]
+    # 15 ms per 100 MB, and without it garbage weights answer with arbitrary tokens.
+    params.check_tensors = bool(settings.extra.get("check_tensors", True))
+    params.progress_callback = on_progress
+    device_list = (ctypes.c_void_p * (len(chosen) + 1))(*(device.handle for device in chosen), None)
+    if settings.device != "auto":
+        # An empty list keeps llama.cpp from taking what it finds.
+        params.devices = ctypes.cast(device_list, ctypes.c_void_p)
+    params.n_gpu_layers = _gpu_layers(path, settings.ngl) if chosen else 0
+    try:
+        model = llama.llama_model_load_from_file(str(path).encode(), params)
+    finally:
+        del device_list
+    if failure is not None:
+        if model:
+            llama.llama_model_free(model)
+        raise failure
+    if model:
+        return int(model)
+    if is_stopped:
+        raise ModelLoadFailed("the load was stopped on request")
+    raise _refusal(path, "llama.cpp could not load it")
+
+
+def _gpu_layers(path: Path, ngl: int) -> int:
+    """llama.cpp counts the output layer, too; users mean all of the model by its number of layers."""
+    from hostler_llamacpp.estimate import n_layers  # late: only with a GPU
+
+    layers = n_layers(path)
+    return ALL_LAYERS if layers and ngl >= layers else ngl
+
+
+def _refusal(path: Path, what: str) -> InvalidModelFile | ModelLoadFailed:
+    reason = log.reason() or "it gave no reason"
+    text = f"{path.name}: {what}: {reason}"
+    if any(sign in reason for sign in _BAD_FILE_SIGNS):
+        return InvalidModelFile(f"{text}. The file may be damaged; delete it and pull it again", path=str(path))
+    return ModelLoadFailed(text, last_output=reason)
+
+
+def _refuse_unsuitable(model: int, path: Path) -> None:
+    if llama.llama_model_has_encoder(model):
+        raise ModelLoadFailed(f"{path.name} has an encoder; only decoder models can answer here")
+    if not llama.llama_model_has_decoder(model):
+        raise ModelLoadFailed(f"{path.name} has no decoder, so that it cannot generate text")
+    if llama.llama_model_is_diffusion(model):
+        raise ModelLoadFailed(f"{path.name} is a diffusion model; only models that write token by token can answer here")
+    if llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)) < 1:
+        raise InvalidModelFile(f"{path.name} has no vocabulary, so that it can read no text", path=str(path))
+
+
+def _context_length(model: int, settings: EngineSettings, warnings: list[str]) -> int:
+    n_trained = int(llama.llama_model_n_ctx_train(model))
+    is_stretched = "rope_freq_base" in settings.extra or "rope_freq_scale" in settings.extra
+    if 0 < n_trained < settings.ctx_len and not is_stretched:
+        warnings.append(
+            f"ctx_len {settings.ctx_len} is more than the {n_trained} tokens the model was trained for; "
+            f"it runs with {n_trained}"
+        )
+        return n_trained
+    return settings.ctx_len
+
+
+def _make_context(model: int, settings: EngineSettings, n_ctx: int, cache_type: int) -> tuple[int, int, int]:
+    n_slots = settings.n_parallel
+    n_threads = settings.cpu_threads if settings.cpu_threads > 0 else usable_cores()
+    params = llama.llama_context_default_params()
+    params.n_ctx = padded(n_ctx) * n_slots
+    params.n_seq_max = n_slots
+    # Room for a token of every decoding sequence beside a full chunk.
+    params.n_batch = settings.n_batch + n_slots
+    params.n_ubatch = n_ubatch(settings)
+    # One row of logits a sequence: the compute buffer shrinks by n_ubatch rows of the vocabulary (98 MB to 22 here).
+    params.n_outputs_max = n_slots
+    params.n_threads = params.n_threads_batch = n_threads
+    # Measured: one stream a sequence, since in a unified cache each pays for the others' cells (README.md).
+    params.kv_unified = False
+    params.swa_full = bool(settings.extra.get("swa_full", False))
+    params.type_k = params.type_v = cache_type
+    # Auto is on wherever the device can; a quantized V demands it.
+    params.flash_attn_type = 0 if not settings.flash_attn else 1 if settings.cache_type in QUANTIZED_CACHES else -1
+    params.offload_kqv = True
+    params.no_perf = True
+    params.rope_freq_base = _number(settings.extra, "rope_freq_base")
+    params.rope_freq_scale = _number(settings.extra, "rope_freq_scale")
+    context = llama.llama_init_from_model(model, params)
+    if not context:
+        raise ModelLoadFailed(
+            f"llama.cpp could not make a context of {n_slots} x {n_ctx} tokens: "
+            f"{log.reason() or 'it gave no reason'}. A smaller ctx_len or n_parallel needs less memory",
+            last_output=log.reason(),
+        )
+    if llama.llama_n_ctx_seq(context) < n_ctx:
+        n_real = int(llama.llama_n_ctx_seq(context))
+        llama.llama_free(context)
+        raise ModelLoadFailed(f"llama.cpp gave each slot {n_real} tokens where {n_ctx} were asked for")
+    return int(context), int(llama.llama_n_batch(context)), n_threads
+
+
+def padded(n_ctx: int) -> int:
+    """Cells that llama.cpp makes of a stream's tokens."""
+    return -(-n_ctx // CONTEXT_PAD) * CONTEXT_PAD
+
+
+def n_ubatch(settings: EngineSettings) -> int:
+    """Tokens that go through the compute graph at once."""
+    wanted = settings.extra.get("n_ubatch")
+    return int(wanted) if isinstance(wanted, int) and wanted > 0 else min(settings.n_batch, MAX_UBATCH)
+
+
+def _number(extra: dict[str, Any], name: str) -> float:
+    value = extra.get(name, 0.0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise ModelLoadFailed(f"{name} is {value!r}; it must be a number above 0")
+    return float(value)

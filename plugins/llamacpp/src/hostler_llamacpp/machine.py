@@ -1,0 +1,152 @@
+"""What this machine and this build of llama.cpp offer: usable cores, devices.
+
+Worker and probe processes. It knows ggml's device list and the system's core topology, nothing of models.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import sys
+from pathlib import Path
+
+import llama_cpp as llama
+import msgspec
+
+from hostler import ModelLoadFailed
+
+_KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accelerator", 4: "meta"}
+"""enum ggml_backend_dev_type."""
+_BUILD_FLAGS = {
+    "cuda": "-DGGML_CUDA=on",
+    "vulkan": "-DGGML_VULKAN=on",
+    "rocm": "-DGGML_HIP=on",
+    "hip": "-DGGML_HIP=on",
+    "metal": "-DGGML_METAL=on",
+    "sycl": "-DGGML_SYCL=on",
+}
+
+
+class Device(msgspec.Struct, frozen=True):
+    """One device of ggml's."""
+
+    name: str
+    """ggml's: `CPU`, `CUDA0`, `Vulkan1`."""
+    description: str
+    kind: str
+    free_bytes: int
+    total_bytes: int
+    handle: int
+
+    @property
+    def family(self) -> str:
+        """What users call it: `cuda`, `vulkan`, `metal`, `cpu`."""
+        family = self.name.rstrip("0123456789").lower()
+        return "metal" if family == "mtl" else family
+
+
+def devices() -> list[Device]:
+    """All devices this build can use, in ggml's order."""
+    folder = Path(llama.llama_cpp._lib._name).parent
+    registry, base = _library(folder, "ggml"), _library(folder, "ggml-base")
+    registry.ggml_backend_dev_count.restype = ctypes.c_size_t
+    registry.ggml_backend_dev_get.restype = ctypes.c_void_p
+    registry.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+    for name, result in (("name", ctypes.c_char_p), ("description", ctypes.c_char_p), ("type", ctypes.c_int)):
+        function = getattr(base, f"ggml_backend_dev_{name}")
+        function.restype, function.argtypes = result, [ctypes.c_void_p]
+    base.ggml_backend_dev_memory.restype = None
+    base.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, *[ctypes.POINTER(ctypes.c_size_t)] * 2]
+    found = []
+    for index in range(registry.ggml_backend_dev_count()):
+        handle = registry.ggml_backend_dev_get(index)
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        base.ggml_backend_dev_memory(handle, ctypes.byref(free), ctypes.byref(total))
+        found.append(
+            Device(
+                name=base.ggml_backend_dev_name(handle).decode(),
+                description=base.ggml_backend_dev_description(handle).decode("utf-8", "replace"),
+                kind=_KINDS.get(base.ggml_backend_dev_type(handle), "gpu"),
+                free_bytes=free.value,
+                total_bytes=total.value,
+                handle=handle,
+            )
+        )
+    return found
+
+
+def _library(folder: Path, name: str) -> ctypes.CDLL:
+    names = {"win32": (f"{name}.dll", f"lib{name}.dll"), "darwin": (f"lib{name}.dylib", f"lib{name}.so")}
+    for candidate in names.get(sys.platform, (f"lib{name}.so",)):
+        if (folder / candidate).exists():
+            return ctypes.CDLL(str(folder / candidate))
+    raise OSError(f"there is no {name} library in {folder}; reinstall llama-cpp-python")
+
+
+def gpus(wanted: str) -> list[Device]:
+    """The GPUs that a `device` setting means; none: run on the CPU.
+
+    Raises:
+        ModelLoadFailed: A device is demanded that this build or this machine does not have.
+    """
+    if wanted == "cpu":
+        return []
+    found = [device for device in devices() if device.kind in ("gpu", "igpu")]
+    if wanted == "auto":
+        return found
+    matching = [device for device in found if wanted.lower() in (device.family, device.name.lower(), device.kind)]
+    if matching:
+        return matching
+    present = ", ".join(sorted({device.family for device in found})) or "the CPU only"
+    flag = _BUILD_FLAGS.get(wanted.lower().rstrip("0123456789"))
+    if flag is not None and not any(device.family == wanted.lower() for device in found):
+        advice = (
+            f'rebuild with CMAKE_ARGS="{flag}" pip install --force-reinstall --no-binary llama-cpp-python '
+            "llama-cpp-python, and check that the driver is installed"
+        )
+    else:
+        advice = "choose one of those, or auto"
+    raise ModelLoadFailed(
+        f"device is set to {wanted!r}, but this build of llama-cpp-python finds {present} on this machine; {advice}. "
+        "Nothing falls back to the CPU in silence: set device to cpu or auto if that is wanted"
+    )
+
+
+def usable_cores() -> int:
+    """Physical cores that this process may use, by its affinity mask and its CPU quota; at least 1.
+
+    Hyper-threads count once: a second thread on a core makes matrix products slower. llama.cpp itself always takes 4.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        allowed = os.sched_getaffinity(0)
+        n_cores = len({_siblings(cpu) for cpu in allowed})
+    else:
+        n_cores = max(1, (os.cpu_count() or 1) // (2 if sys.platform == "win32" else 1))
+    quota = _cpu_quota()
+    return max(1, n_cores if quota is None else min(n_cores, math.ceil(quota)))
+
+
+def _siblings(cpu: int) -> str:
+    path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return str(cpu)
+
+
+def _cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """CPUs' worth of time that the control group grants; None: no limit."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()[:2]
+    except (OSError, ValueError):
+        try:
+            quota = (root / "cpu" / "cpu.cfs_quota_us").read_text().strip()
+            period = (root / "cpu" / "cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    try:
+        limit = int(quota) / int(period)
+    except (ValueError, ZeroDivisionError):  # `max`: no limit
+        return None
+    return limit if limit > 0 else None
