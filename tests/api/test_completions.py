@@ -10,7 +10,7 @@ import pytest
 from api.scripted_runtime import Pause, ScriptedGeneration, finish, prefill, text, view
 from hostler.api.fanout import ManyPrompts
 from hostler.domain import FinishReason, GenerateRequest, TextEvent, TokenLogprob, TopLogprob, Usage
-from hostler.errors import EngineUnavailable, QueueFull
+from hostler.errors import EngineUnavailable, InvalidRequest, QueueFull
 
 
 def frames(answer: Any) -> list[Any]:
@@ -202,6 +202,16 @@ def test_an_error_of_one_prompt_is_the_error_of_all_and_frees_the_others(client:
     assert error_of(answer)[:2] == (503, "engine_unavailable")
     assert len(runtime.generations) == 3
     assert all(generation.closed.is_set() for generation in runtime.generations)
+
+
+@pytest.mark.parametrize(
+    ("blamed", "param"), [("prompt", "prompt[1]"), ("prompt[7]", "prompt[1][7]"), ("logit_bias", "logit_bias")]
+)
+def test_a_bad_prompt_among_several_is_named_by_its_place(client: Any, runtime: Any, blamed: str, param: str) -> None:
+    runtime.enqueue(None, text("a"), finish())
+    runtime.enqueue(InvalidRequest("bad", param=blamed))
+
+    assert error_of(client.complete(prompt=["A", "B"])) == (400, "invalid_value", param)
 
 
 def many(scripts: list[tuple[Any, ...]], n_parallel: int, n: int = 1) -> tuple[ManyPrompts, list[ScriptedGeneration]]:

@@ -12,7 +12,7 @@ from hostler.api.models import N_STOPS
 from hostler.api.shapes import STATES, as_text, download_progress, get_item, list_item
 from hostler.domain import Lifecycle
 from hostler.engine import EngineInfo
-from hostler.errors import InvalidModelFile, ModelExists
+from hostler.errors import InvalidModelFile, InvalidRequest, ModelExists
 from hostler.views import PullView
 
 URI = str
@@ -626,3 +626,13 @@ def test_import_of_a_broken_file_is_the_requests_fault(make_client: Any, runtime
 
     assert (answer.status_code, answer.json["error"]["param"]) == (400, "modelPath")
     assert "truncated" in answer.json["error"]["message"]
+
+
+def test_import_blames_the_fields_that_the_request_has(make_client: Any, runtime: Any) -> None:
+    client = make_client(allow_file_sources=True)
+
+    for blamed, param in {"path": "modelPath", "id": "model"}.items():
+        runtime.to_raise = InvalidRequest("no", param=blamed)
+        answer = client.simulate_post("/v1/models/import", json={"modelPath": "/m/x.gguf"})
+
+        assert (answer.status_code, answer.json["error"]["param"]) == (400, param)

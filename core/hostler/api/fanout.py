@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hostler.domain import GenerationEvent
-from hostler.errors import QueueFull
+from hostler.errors import InvalidRequest, QueueFull
 
 if TYPE_CHECKING:
     from hostler.api.answers import Events
@@ -65,6 +65,10 @@ class ManyPrompts:
                     generation.close()
                     is_silent = False
                     continue
+                except InvalidRequest as error:
+                    if error.param is not None and error.param.startswith("prompt"):
+                        error.param = f"prompt[{prompt}]{error.param.removeprefix('prompt')}"
+                    raise
                 if event is not None:
                     is_silent = False
                     yield msgspec.structs.replace(event, index=prompt * self._n + event.index)

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 N_STOPS = EXTRA_THREADS // 2
 """Stops and deletions at once. They come out of the threads beyond `max_requests`, the other half of which answers health."""
+IMPORT_FIELDS: dict[str | None, str] = {"path": "modelPath", "id": "model"}
+"""What the library blames -> Cortex's name for it."""
 IN_MEMORY = frozenset({Lifecycle.STARTING, Lifecycle.RUNNING, Lifecycle.STOPPING})
 
 
@@ -171,6 +173,9 @@ class Models:
         except InvalidModelFile as error:
             # On import the file is the request's own fault; on a start it is the server's.
             raise InvalidRequest(error.message, param="modelPath") from error
+        except InvalidRequest as error:
+            error.param = IMPORT_FIELDS.get(error.param, error.param)
+            raise
         message = "Model is imported successfully!"
         resp.media = {"result": "OK", "modelHandle": view.manifest.id, **shapes.changed_state(view, message)}
 
