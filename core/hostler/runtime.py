@@ -94,10 +94,13 @@ class Runtime:
         """
         self.settings = settings
         self.plugins = plugins
+        self._sources_context = SourceContext(
+            proxy=settings.proxy or None, huggingface_token=settings.huggingface_token or None
+        )
         self.library = Library(
             settings.home,
             plugins.sources,
-            context=SourceContext(proxy=settings.proxy or None, huggingface_token=settings.huggingface_token or None),
+            context=self._sources_context,
             is_file_allowed=settings.allow_file_sources,
             formats={model_format for spec in plugins.engines.values() for model_format in spec.formats},
         )
@@ -206,6 +209,9 @@ class Runtime:
             parameters=request.parameters,
             metadata=request.metadata,
             is_from_cli=request.is_from_cli,
+            context=msgspec.structs.replace(
+                self._sources_context, proxy=request.proxy or self._sources_context.proxy, verify_tls=request.verify_tls
+            ),
         )
         if is_waiting:
             job.result()

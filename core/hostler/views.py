@@ -68,6 +68,9 @@ class PullRequest(msgspec.Struct, frozen=True):
     metadata: dict[str, Any] | None = None
     is_from_cli: bool = False
     """Allows file: sources."""
+    proxy: str | None = None
+    """HTTP proxy for this download; None: the server's setting."""
+    verify_tls: bool = True
 
 
 class RequestView(msgspec.Struct, frozen=True):

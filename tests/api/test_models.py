@@ -484,6 +484,18 @@ def test_download_by_get_takes_known_ids_only(client: Any, runtime: Any) -> None
     assert (unknown.status_code, unknown.json["error"]["code"]) == (404, "model_not_found")
 
 
+@pytest.mark.parametrize("is_allowed", [False, True])
+def test_proxy_and_ignore_ssl_are_honoured_only_where_the_settings_allow_them(
+    make_client: Any, runtime: Any, is_allowed: bool
+) -> None:
+    client = make_client(allow_insecure_downloads=is_allowed)
+
+    client.simulate_get("/v1/models/download/catalogue-only", query_string="ignoreSSL=true&proxy=http://p")
+
+    request = pull_of(runtime)
+    assert (request.proxy, request.verify_tls) == (("http://p", False) if is_allowed else (None, True))
+
+
 @pytest.mark.parametrize("base", ["", "/v1"])
 def test_progress_has_jans_shape(client: Any, base: str) -> None:
     client.simulate_post("/v1/models", json={"model": "org/new"})

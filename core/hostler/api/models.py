@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import falcon
+import msgspec
 
 from hostler.api import shapes
 from hostler.api.body import query_bool, query_choice, read_object
@@ -98,13 +99,12 @@ class Models:
 
     def download_known(self, req: falcon.Request, resp: falcon.Response, model_id: str) -> None:
         """downloadModel, by GET: ids that are registered or in the catalogue, nothing else."""
+        request = PullRequest(self._runtime.model(model_id).manifest.id)
         if self._settings.allow_insecure_downloads:
-            for name in ("ignoreSSL", "proxy"):
-                if req.get_param(name):
-                    raise UnsupportedParameter(f"{name} is not supported yet; set `proxy` for the whole server", param=name)
-        known = self._runtime.model(model_id).manifest.id
+            is_unverified = query_bool(req, "ignoreSSL", default=False)
+            request = msgspec.structs.replace(request, proxy=req.get_param("proxy") or None, verify_tls=not is_unverified)
         with self._runtime.hold("download"):
-            resp.media = shapes.download(self._runtime.pull_model(PullRequest(known)))
+            resp.media = shapes.download(self._runtime.pull_model(request))
 
     def progress(self, req: falcon.Request, resp: falcon.Response, model_id: str) -> None:
         """Jan's getDownloadProgress."""

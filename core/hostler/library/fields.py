@@ -50,7 +50,7 @@ class Field:
         """
         try:
             parsed = self._convert(value)
-        except (TypeError, ValueError, OverflowError):
+        except (TypeError, ValueError, OverflowError, RecursionError):  # the last: text of thousands of brackets
             raise self._refused(value, param) from None
         if isinstance(parsed, int | float) and not isinstance(parsed, bool) and parsed not in self.extra_values:
             too_small = self.minimum is not None and parsed < self.minimum
