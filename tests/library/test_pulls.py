@@ -128,6 +128,19 @@ def test_a_second_pull_joins_the_first(library, server):
     assert server.ranges("/a.gguf") == [None]
 
 
+def test_what_is_changed_while_it_downloads_is_kept(library, server):
+    served = server.add("/small.Q4_0.gguf", DATA)
+    job = held(library, served, "small")
+
+    library.update("small", name="Mine", settings={"ngl": 0})
+    served.released.set()
+    manifest = job.result()
+
+    assert (manifest.name, manifest.settings, manifest.is_complete) == ("Mine", {"ngl": 0}, True)
+    assert library.find("small").manifest == manifest
+    assert library.job("small") is job
+
+
 def test_many_threads_that_want_one_model_share_one_download(library, server):
     served = server.add("/a.gguf", DATA, hold_after=HALF)
     jobs = []

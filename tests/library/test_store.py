@@ -288,6 +288,27 @@ def test_a_folder_with_one_model_is_imported_with_its_projector(library, gguf):
     assert library.import_path(path.parent) == entry
 
 
+def test_an_imported_folder_of_jan_keeps_what_its_manifest_says(library, gguf):
+    path = gguf("m.Q4_0.gguf", folder="jan")
+    settings = {"ctx_len": "4096", "llama_model_path": "m.Q4_0.gguf"}
+    document = {"id": "my-7b", "name": "My 7B", "settings": settings, "parameters": {"max_tokens": 9}, "engine": "nitro"}
+    (path.parent / "model.json").write_text(json.dumps(document))
+
+    entry = library.import_path(path.parent)
+
+    assert (entry.manifest.id, entry.manifest.name) == ("my-7b", "My 7B")
+    assert entry.manifest.settings == {"ctx_len": 4096}
+    assert entry.manifest.parameters == {"token_limit": 9}
+    assert library.files("my-7b").primary == str(path)
+
+
+def test_a_broken_manifest_in_an_imported_folder_is_not_needed(library, gguf):
+    path = gguf("m.Q4_0.gguf", folder="jan")
+    (path.parent / "model.json").write_text("{")
+
+    assert library.import_path(path.parent).manifest.id == "m.Q4_0"
+
+
 def test_a_folder_with_several_models_must_be_narrowed(library, gguf):
     gguf("a.gguf", folder="models")
     path = gguf("b.gguf", folder="models")

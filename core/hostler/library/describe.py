@@ -16,7 +16,7 @@ import msgspec
 
 from hostler.errors import InvalidModelFile, InvalidRequest, MissingParameter
 from hostler.library import names
-from hostler.library.manifest import FILE_NAME, ModelFile
+from hostler.library.manifest import FILE_NAME, BrokenManifest, Manifest, ModelFile, read_manifest
 
 if TYPE_CHECKING:
     from hostler.library.gguf import GgufHeader
@@ -37,8 +37,9 @@ class Found:
     files: tuple[ModelFile, ...]
     """Links, the primary one first."""
     suggested_id: str
-    name: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
+    manifest: Manifest | None = None
+    """What a model.json in the folder says, if one is there and can be read."""
 
 
 def describe_path(path: str | Path, formats: Collection[str] = ()) -> Found:
@@ -128,7 +129,7 @@ def _describe_folder(folder: Path) -> Found:
         raise InvalidRequest(f"{folder} holds {len(firsts)} whole models ({listed}); name the file of one", param="path")
     found = _describe_gguf(firsts[0], folder)
     projectors = tuple(_link(path) for path in files if is_projector(path.name))
-    return Found(folder, GGUF, found.files + projectors, found.suggested_id, found.name, found.metadata)
+    return Found(folder, GGUF, found.files + projectors, found.suggested_id, found.metadata, _manifest_in(folder))
 
 
 def _describe_gguf(path: Path, named: Path) -> Found:
@@ -172,7 +173,15 @@ def _describe_genai(folder: Path) -> Found:
     quantization = re.search(r"(?:^|[-._])(u?int[48]|fp16|fp32|bf16)(?=$|[-._])", folder.name.lower())
     if quantization:
         metadata["quantization"] = quantization.group(1)
-    return Found(folder, ONNX_GENAI, files, names.id_from_filename(folder.name), metadata=metadata)
+    return Found(folder, ONNX_GENAI, files, names.id_from_filename(folder.name), metadata, _manifest_in(folder))
+
+
+def _manifest_in(folder: Path) -> Manifest | None:
+    """A model.json beside the weights; one that cannot be read says nothing, the weights say enough."""
+    try:
+        return read_manifest(folder)
+    except (OSError, BrokenManifest):
+        return None
 
 
 def _check_split(paths: tuple[Path, ...], headers: list[GgufHeader]) -> None:

@@ -71,6 +71,11 @@ class Manifest(msgspec.Struct, frozen=True):
     references: tuple[str, ...] = ()
     """Further references that led here (`hf:owner/repo:Q4_K_M`), normalised: the same one again asks nobody."""
 
+    @property
+    def engine_format(self) -> str:
+        """The format as engines register it: the seed writes `ggufv3`, but there is one GGUF, whose header has the version."""
+        return "gguf" if self.format.lower().startswith("gguf") else self.format
+
 
 class BrokenManifest(HostlerError):
     """A model.json that cannot be read as a model."""

@@ -153,9 +153,7 @@ class Library:
         projector = manifest.settings.get("mmproj")
         if projector is not None:
             _named(paths, projector, manifest.id, "mmproj")
-        # The seed writes ggufv3; there is one GGUF format, its header tells the version.
-        model_format = "gguf" if manifest.format.startswith("gguf") else manifest.format
-        return ModelFiles(str(primary), model_format, tuple(str(path) for path in paths if path != primary))
+        return ModelFiles(str(primary), manifest.engine_format, tuple(str(path) for path in paths if path != primary))
 
     # -- getting models -----------------------------------------------------------------------------------------------
 
@@ -214,9 +212,14 @@ class Library:
         return self._start(names.check_id(model_id), source, spec, resolved, given, context)
 
     def job(self, model_id: str) -> PullJob | None:
-        """The running or last download of a model in this process."""
+        """The running or last download of a model in this process, by its id or another of its names."""
         with self._lock:
-            return self._jobs.get(model_id)
+            job = self._jobs.get(model_id)
+        if job is None:
+            manifest = self._lookup().manifest(model_id)
+            with self._lock:
+                job = self._jobs.get(manifest.id) if manifest is not None else None
+        return job
 
     def jobs(self) -> list[PullJob]:
         """All downloads of this process, the oldest first."""
@@ -255,10 +258,10 @@ class Library:
                     if changed != manifest:
                         self._save(changed)
                     return self.find(manifest.id)
-            model_id = names.check_id(id or found.suggested_id)
+            model_id = names.check_id(id or (found.manifest.id if found.manifest else found.suggested_id))
             self._check_free(model_id)
-            draft = Manifest(model_id, name or found.name or model_id, int(time.time()))
-            self._save(linked_manifest(draft, found))
+            draft = Manifest(model_id, name or model_id, int(time.time()))
+            self._save(linked_manifest(_over_what_lies_there(draft, found, name), found))
             return self.find(model_id)
 
     # -- changing models ----------------------------------------------------------------------------------------------
@@ -297,7 +300,9 @@ class Library:
         metadata: Mapping[str, Any] | None = None,
         aliases: tuple[str, ...] | None = None,
     ) -> LibraryEntry:
-        """Change what is given of a registered model; groups are merged key by key, a null value removes its key.
+        """Change what is given of a model; groups are merged key by key, a null value removes its key.
+
+        A catalogue entry can be changed before it is downloaded: it gets its folder then.
 
         Raises:
             ModelNotFound, InvalidRequest
@@ -539,6 +544,23 @@ def _over(draft: Manifest, given: Mapping[str, Any]) -> dict[str, Any]:
 def _merged(old: Mapping[str, Any], sent: Mapping[str, Any], valid: Mapping[str, Any]) -> dict[str, Any]:
     removed = {key for key, value in sent.items() if value is None}
     return {key: value for key, value in {**old, **valid}.items() if key not in removed}
+
+
+def _over_what_lies_there(draft: Manifest, found: describe.Found, name: str | None) -> Manifest:
+    """An imported folder may have a model.json of Jan's: what it says of the model is kept, where the files are is ours."""
+    old = found.manifest
+    if old is None:
+        return draft
+    return msgspec.structs.replace(
+        draft,
+        name=name or old.name,
+        description=old.description,
+        version=old.version,
+        owned_by=old.owned_by,
+        settings={key: value for key, value in old.settings.items() if key not in {"llama_model_path", "mmproj"}},
+        parameters=old.parameters,
+        metadata=old.metadata,
+    )
 
 
 def _is_link_to(manifest: Manifest, found: describe.Found) -> bool:

@@ -80,10 +80,12 @@ class Transfer:
         files = tuple(self._one(folder, index, remote) for index, remote in enumerate(resolved.files))
         self.board.enter("checking")
         described = self._describe(folder, files)
-        complete = msgspec.structs.replace(
-            self.draft, files=files, metadata=merged_metadata(self.draft.metadata, described), is_complete=True
-        )
         self.stop.check()
+        # What somebody changed while it was downloading counts.
+        now = self.shelf.get(self.draft.id) or self.draft
+        complete = msgspec.structs.replace(
+            now, files=files, metadata=merged_metadata(now.metadata, described), is_complete=True
+        )
         self.shelf.save(complete)
         for archive in self._archives:
             archive.discard()
