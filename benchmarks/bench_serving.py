@@ -89,6 +89,7 @@ def run_raw(
     n_rounds: int,
     seed: int,
     model: str,
+    said: str,
 ) -> list[Row]:
     """llama-bench and non-streamed requests in turn: prefill of `n_prompt` and decode of `n_gen` tokens, worker's clock."""
     raw = "llama-bench"
@@ -112,7 +113,7 @@ def run_raw(
                 rounds[subject].append(result)
             print(f"raw round {number + 1}/{n_rounds}: {json.dumps(results)}", file=sys.stderr)
     units = {name: "tok/s" for name, _, _ in tests} | {"errors": "requests"}
-    return compare(BENCHMARK, "raw", rounds, units, raw, model, f"threads={settings.n_threads}, server {settings}")
+    return compare(BENCHMARK, "raw", rounds, units, raw, model, said)
 
 
 def run_llama_bench(binary: Path, settings: Settings, n_prompt: int, n_gen: int) -> float:
@@ -234,7 +235,9 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.raw:
             for server in servers:
                 prompts = arguments.raw_prompt or [115, 512]
-                rows += run_raw(server, arguments.raw, settings, prompts, arguments.raw_gen, arguments.rounds, seed, model)
+                rows += run_raw(
+                    server, arguments.raw, settings, prompts, arguments.raw_gen, arguments.rounds, seed, model, said
+                )
         else:
             for name in arguments.workload or ["single", "distinct16"]:
                 rows += run_workload(servers, WORKLOADS[name], arguments.rounds, seed, baseline, model, said)
