@@ -435,7 +435,7 @@ class Runtime:
         return Plan(spec, files, settings, is_auto, wanted)
 
     def _engine_of(self, entry: LibraryEntry) -> EngineSpec | None:
-        return self.plugins.engine_for(entry.manifest.format, entry.manifest.engine or None)
+        return self.plugins.engine_for(entry.manifest.engine_format, entry.manifest.engine or None)
 
     @staticmethod
     def _wanted_ctx_len(ctx_len: int | str, limit: int) -> int:
