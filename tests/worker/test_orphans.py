@@ -35,6 +35,11 @@ supervisor.wait_ready(60)
 group = supervisor.reader_group()
 supervisor.submit(group, 0, SamplingParams(temperature=0.0, max_tokens=4000), prompt=prompt)
 group.wait(60)
+beats = None
+while "hang" in prompt and beats != group.beats:
+    # Hung when its loop goes round no more.
+    beats = group.beats
+    threading.Event().wait(0.3)
 print(supervisor.pid, flush=True)
 threading.Event().wait()
 """

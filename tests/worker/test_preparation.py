@@ -25,10 +25,11 @@ class Tokenizer:
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         self.n_characters += len(text)
         tokens = [BOS] if add_special and self._adds_bos else []
-        while text:
-            control = next((one for one in CONTROLS if parse_special and text.startswith(one)), None)
-            tokens.append(CONTROLS[control] if control else ord(text[0]))
-            text = text[len(control or "x") :]
+        position = 0
+        while position < len(text):
+            control = next((one for one in CONTROLS if parse_special and text.startswith(one, position)), None)
+            tokens.append(CONTROLS[control] if control else ord(text[position]))
+            position += len(control or "x")
         return tokens
 
 

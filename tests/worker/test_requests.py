@@ -33,12 +33,19 @@ from support.workers import (
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory):
+def shared_supervisor(tmp_path_factory):
     """One healthy worker for all tests that leave it as they found it."""
     with supervised(echo_model(tmp_path_factory.mktemp("model"))) as supervisor:
         supervisor.start()
         supervisor.wait_ready(DEADLINE_S)
         yield supervisor
+
+
+@pytest.fixture
+def running(shared_supervisor: Supervisor) -> Supervisor:
+    """That worker with nothing to do: the news that a ring is free comes after the last event of its answer."""
+    wait_until(lambda: shared_supervisor.free_rings == shared_supervisor.n_rings, "the return of all rings")
+    return shared_supervisor
 
 
 # -- a healthy worker -------------------------------------------------------------------------------------------------

@@ -344,6 +344,11 @@ class ReaderGroup:
         """Every sequence submitted so far has had its last event."""
         return all(sequence.is_finished for sequence in self._sequences)
 
+    @property
+    def beats(self) -> int:
+        """How often its worker's loop has gone round; a number that stands still while answers are due means a hang."""
+        return self._table.segment.beats
+
     def wait(self, timeout_s: float) -> bool:
         """Sleep, the GIL released, until `drain` may have something; False after `timeout_s`."""
         if self._failure is not None or (self._table.report is not None and not self.is_done):
