@@ -109,8 +109,7 @@ def _ask_for_wheel(requirement: str, context: SourceContext) -> _Install:
     options = ["--dry-run", "--no-deps", "--ignore-installed", "--only-binary=:all:", "--quiet", "--report", "-"]
     if context.proxy:
         options += ["--proxy", context.proxy]
-    if not context.verify_tls:
-        options += ["--trusted-host", "pypi.org", "--trusted-host", "files.pythonhosted.org"]
+    # NOTE: `verify_tls` is the fetch's affair; which hosts pip trusts is written in the user's own configuration.
     output = _pip(["install", *options, "--", requirement], requirement, context)
     try:
         # With --quiet the report is all that pip prints, save for what a broken configuration makes it say before.
