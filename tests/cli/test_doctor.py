@@ -7,7 +7,7 @@ import json
 from click.testing import CliRunner
 
 from hostler.cli import cli
-from hostler.cli.doctor import check_home, check_plugins, check_settings, probe_engine
+from hostler.cli.doctor import check_home, check_library, check_plugins, check_settings, probe_engine
 from hostler.engine import EngineSpec
 from hostler.plugins import PluginProblem, Plugins
 
@@ -74,6 +74,16 @@ def test_bad_settings_fail_and_changed_ones_are_named(tmp_path):
 
     (tmp_path / "config.toml").write_text("port = [\n")
     assert check_settings(tmp_path).state == "failed"
+
+
+def test_folder_that_is_no_model_is_named(tmp_path):
+    (tmp_path / "models" / "broken").mkdir(parents=True)
+    (tmp_path / "models" / "broken" / "model.json").write_text("{")
+
+    count, problem = check_library(tmp_path, Plugins())
+
+    assert count.detail == "0 models here"
+    assert (problem.subject, problem.state) == ("model folder broken", "warning")
 
 
 def test_plugins_without_an_engine_fail_with_what_to_install():

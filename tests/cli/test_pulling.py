@@ -70,6 +70,14 @@ def test_without_a_terminal_progress_is_plain_lines_on_stderr(capsys):
     assert client.calls[0] == ("POST", "/v1/models/pull", {"model": "smollm2", "id": "other"})
 
 
+def test_waiting_for_the_source_is_told_from_a_download_that_stands_still(capsys):
+    client = ScriptedClient(DOWNLOADING, [report("downloading", 0, None), report("end", 100)])
+
+    pull(client, "smollm2", None)
+
+    assert "m: asking its source" in capsys.readouterr().err
+
+
 def test_model_that_is_already_here_is_a_success_without_transfer(capsys):
     client = ScriptedClient({"id": "m", "state": "downloaded"})
 

@@ -67,6 +67,7 @@ def examine() -> Iterator[Finding]:
     yield check_server(home)
     plugins = get_plugins()
     engines = list(plugins.engines.values())
+    yield from check_library(home, plugins)
     yield from check_plugins(plugins)
     for engine in engines:
         yield probe_engine(engine)
@@ -138,6 +139,21 @@ def check_server(home: Path) -> Finding:
             "server", "warning", f"{address.url} (pid {address.pid}) is starting or draining ({response.status_code})"
         )
     return Finding("server", "ok", f"{address.url}, pid {address.pid}, version {address.version}")
+
+
+def check_library(home: Path, plugins: Plugins) -> Iterator[Finding]:
+    """How many models there are, and folders that are none."""
+    from hostler.library.store import Library
+
+    library = Library(home, plugins.sources)
+    try:
+        n_models = sum(entry.is_downloaded for entry in library.entries())
+        problems = library.problems()
+    finally:
+        library.close()
+    yield Finding("library", "ok", f"{n_models} {'model' if n_models == 1 else 'models'} here")
+    for problem in problems:
+        yield Finding(f"model folder {Path(problem.path).name}", "warning", problem.message)
 
 
 def check_plugins(plugins: Plugins) -> Iterator[Finding]:

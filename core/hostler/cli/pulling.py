@@ -64,8 +64,16 @@ class PlainLines:
         """Print it when it is time to."""
         if state.elapsed_s >= self._next_s and state.state == "downloading":
             self._next_s = state.elapsed_s + LINE_EVERY_S
-            whole = f" of {show_bytes(state.total_bytes)}" if state.total_bytes else ""
-            click.echo(f"{state.id}: {show_bytes(state.done_bytes)}{whole}, {show_bytes(state.speed)}/s", err=True)
+            click.echo(f"{state.id}: {_words(state)}", err=True)
+
+
+def _words(state: PullState) -> str:
+    if state.total_bytes is None and not state.done_bytes:
+        return "asking its source where the files are"
+    whole = f" of {show_bytes(state.total_bytes)}" if state.total_bytes else ""
+    if state.done_bytes == state.total_bytes:
+        return f"{show_bytes(state.done_bytes)} are here and are being checked"
+    return f"{show_bytes(state.done_bytes)}{whole}, {show_bytes(state.speed)}/s"
 
 
 class Bar(AbstractContextManager["Bar"]):
@@ -89,7 +97,9 @@ class Bar(AbstractContextManager["Bar"]):
         """Move the bar."""
         if self._task is None:
             self._task = self._progress.add_task(state.id, total=state.total_bytes)
-        self._progress.update(self._task, completed=state.done_bytes, total=state.total_bytes)
+        is_asking = state.total_bytes is None and not state.done_bytes
+        description = f"{state.id} (asking its source)" if is_asking else state.id
+        self._progress.update(self._task, description=description, completed=state.done_bytes, total=state.total_bytes)
 
     def __enter__(self) -> Bar:
         self._progress.start()
