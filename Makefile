@@ -2,7 +2,7 @@
 #
 # Stamps in $(VENV) remember what is installed, so that each verb does only what changed since the last time.
 # Variables: VENV (folder of the virtual environment), PYTHON (what makes it), MODEL (what `make run` downloads),
-# SERVE (flags for `hostler serve`), ARGS (for pytest and benchmarks). To build llama.cpp for a GPU see docs/quickstart.md.
+# SERVE (flags for `hostler serve`), ARGS (for pytest). To build llama.cpp for a GPU see docs/quickstart.md.
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -54,7 +54,8 @@ lint: $(core) $(lint_tools) ## ruff and mypy (strict on core)
 	$(BIN)/mypy
 
 bench: install $(echo_engine) $(test_tools) ## the benchmarks that need no other server; see benchmarks/README.md
-	$(PY) benchmarks/bench_ring.py $(ARGS)
+	$(PY) benchmarks/bench_ring.py
+	$(PY) benchmarks/bench_host.py
 
 docs: $(core) ## write docs/configuration.md and docs/cli.md anew from the code
 	$(PY) -m hostler.cli.reference
@@ -80,7 +81,7 @@ $(VENV)/.stamp-build-tools: pyproject.toml | $(VENV)/.stamp-venv
 	@touch $@
 
 $(core): $(core_sources) $(VENV)/.stamp-build-tools
-	@echo 'building the C++ core and installing hostler (about a minute the first time)'
+	@echo 'building the C++ core and installing hostler (a minute or two the first time)'
 	@command -v cmake > /dev/null || { echo 'there is no cmake; on Debian: apt install cmake g++'; exit 1; }
 	@$(PIP) --no-build-isolation -e .
 	@touch $@

@@ -316,3 +316,22 @@ def test_ctrl_c_of_a_foreground_server_is_an_orderly_end(home):
         assert server.wait() == 0
     finally:
         server.clean_up()
+
+
+def test_openai_client_raises_when_the_worker_dies_mid_stream(home):
+    import openai
+
+    with (
+        serving(home) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none needed", max_retries=0) as client,
+        client.chat.completions.create(
+            model="echo", messages=[{"role": "user", "content": FLOOD}], stream=True, max_tokens=20000
+        ) as stream,
+    ):
+        next(chunk for chunk in stream if chunk.choices[0].delta.content)
+        os.kill(server.worker_pid("echo"), signal.SIGKILL)
+
+        with pytest.raises(openai.APIError) as caught:
+            list(stream)
+
+        assert caught.value.code == "engine_unavailable"
