@@ -1,4 +1,4 @@
-// Sleeping on shared memory on Linux (futex) and macOS (os_sync_wait_on_address, __ulock).
+// Sleeping on shared memory on Linux (futex) and macOS (__ulock).
 #if !defined(_WIN32)
 
 #include <algorithm>
@@ -14,12 +14,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #elif defined(__APPLE__)
-#include <Availability.h>
-#if __has_include(<os/os_sync_wait_on_address.h>)
-#include <os/os_sync_wait_on_address.h>
-#define HOSTLER_HAS_OS_SYNC 1
-#endif
-// Exported by libSystem since 10.12, used by libc++ itself for std::atomic::wait; declared in no public header.
+// Exported by libSystem since 10.12, and what libc++'s std::atomic::wait is made of; declared in no public header. The
+// public os_sync_wait_on_address came with 14.4 only.
 extern "C" int __ulock_wait(std::uint32_t operation, void* address, std::uint64_t value, std::uint32_t timeout_us);
 extern "C" int __ulock_wake(std::uint32_t operation, void* address, std::uint64_t value);
 #else
@@ -71,14 +67,6 @@ Slept outcome(int error) {
 
 Slept Sleeper::sleep(std::uint32_t /*index*/, std::atomic<std::uint32_t>& word, std::uint32_t seen,
                      std::chrono::nanoseconds timeout) {
-#if defined(HOSTLER_HAS_OS_SYNC)
-  if (__builtin_available(macOS 14.4, *)) {
-    const int result = os_sync_wait_on_address_with_timeout(
-        &word, seen, sizeof word, OS_SYNC_WAIT_ON_ADDRESS_SHARED, OS_CLOCK_MACH_ABSOLUTE_TIME,
-        static_cast<std::uint64_t>(std::max<std::int64_t>(timeout.count(), 1)));
-    return result >= 0 ? Slept::kChanged : outcome(errno);
-  }
-#endif
   // 0 would mean "for ever".
   const auto microseconds = static_cast<std::uint32_t>(std::clamp<std::int64_t>(timeout.count() / 1000, 1, UINT32_MAX));
   const int result = __ulock_wait(kCompareAndWaitShared | kNoErrno, &word, seen, microseconds);
@@ -86,12 +74,6 @@ Slept Sleeper::sleep(std::uint32_t /*index*/, std::atomic<std::uint32_t>& word, 
 }
 
 void Sleeper::wake(std::uint32_t /*index*/, std::atomic<std::uint32_t>& word) noexcept {
-#if defined(HOSTLER_HAS_OS_SYNC)
-  if (__builtin_available(macOS 14.4, *)) {
-    os_sync_wake_by_address_all(&word, sizeof word, OS_SYNC_WAKE_BY_ADDRESS_SHARED);
-    return;
-  }
-#endif
   __ulock_wake(kCompareAndWaitShared | kWakeAll | kNoErrno, &word, 0);
 }
 

@@ -1,7 +1,7 @@
 // Sleeping on a word of shared memory until another process says that it changed: one small face over three systems.
 //
 // Linux:   futex without FUTEX_PRIVATE_FLAG, because the sleeper and the waker are different processes.
-// macOS:   os_sync_wait_on_address (14.4 on) or __ulock_wait, both in their shared form.
+// macOS:   __ulock_wait in its shared form.
 // Windows: WaitOnAddress does not cross processes, so each word has a named auto-reset event. An event set before
 //          anybody sleeps stays set, so the answer to "did it change between my look and my sleep" is right there, too.
 //
