@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 from common import Context, compare, print_table, write_csv, write_json
-from servers import Hostler, ServerFailed
+from servers import Hostler, ServerFailed, end_on_sigterm
 from streamclient import Request, fetch, run_clients
 from workloads import UNITS as SERVING_UNITS
 from workloads import summarise
@@ -108,6 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)
+    end_on_sigterm()
     context = Context()
     workloads = {"flood": (0.0, arguments.tokens), "paced": (arguments.step_ms / 1e3, arguments.paced_tokens)}
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in ("start", *workloads)}

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from common import Context, Row, compare, print_table, write_csv, write_json
-from servers import Hostler, LlamaServer, Server, ServerFailed, Settings, start_settings
+from servers import Hostler, LlamaServer, Server, ServerFailed, Settings, end_on_sigterm, start_settings
 from streamclient import fetch, run_clients
 from workloads import Workload
 
@@ -104,6 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = Settings(arguments.model_path, arguments.slots, arguments.ctx, arguments.threads)
     workload = Workload("load", "each slot works twice", settings.n_slots, 2, arguments.words, 16)
     seed = random.SystemRandom().randrange(1 << 32)
+    end_on_sigterm()
     context = Context()
     with arguments.model_path.open("rb") as source:
         while source.read(1 << 20):

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from common import Context, Row, compare, print_table, write_csv, write_json
-from servers import Server, ServerFailed, Settings, spawn
+from servers import Server, ServerFailed, Settings, end_on_sigterm, spawn
 from streamclient import Address, Request, run_clients
 from workloads import UNITS, WORKLOADS, Workload, summarise
 
@@ -220,6 +220,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run what the command line asks for; 1 when a server failed or a request ended in an error."""
     arguments = parse_arguments(argv)
     seed = random.SystemRandom().randrange(1 << 32) if arguments.seed is None else arguments.seed
+    end_on_sigterm()
     context = Context()
     rows: list[Row] = []
     servers: list[Server] = []

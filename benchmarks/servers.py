@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -235,6 +236,11 @@ def spawn(what: str, settings: Settings, environment: dict[str, str] | None = No
 def start_settings(settings: Settings) -> dict[str, Any]:
     """The body of hostler's start request."""
     return {"ctx_len": settings.ctx_len, "n_parallel": settings.n_slots, "cpu_threads": settings.n_threads}
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM unwind this process like Ctrl-C, so that no server started here stays behind."""
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
 
 
 def hostler_command() -> list[str]:
