@@ -161,7 +161,11 @@ class LlamaServer(Server):
             ]
         )
         health = Address("127.0.0.1", port, "")
-        self.ready_s = _time_until(self.process, lambda: is_status(health, "/health", 200), "a healthy answer")
+        try:
+            self.ready_s = _time_until(self.process, lambda: is_status(health, "/health", 200), "a healthy answer")
+        except BaseException:
+            self.process.close()
+            raise
 
 
 class Hostler(Server):
@@ -176,7 +180,7 @@ class Hostler(Server):
             url = process.wait_for(self._find_url, "an address in its home")
             root = Address.parse(url)
             self.ready_s = _time_until(process, lambda: is_status(root, "/readyz", 200), "a ready answer")
-        except ServerFailed:
+        except BaseException:
             process.close()
             shutil.rmtree(self.home, ignore_errors=True)
             raise
@@ -226,7 +230,7 @@ def spawn(what: str, settings: Settings, environment: dict[str, str] | None = No
         try:
             server.import_model(settings.model_path)
             server.start_model("bench", start_settings(settings))
-        except ServerFailed:
+        except BaseException:
             server.close()
             raise
         return server
