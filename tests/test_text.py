@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hostler.domain import TokenLogprob
@@ -37,16 +37,19 @@ FEW_LETTERS = st.text(alphabet="abé😀", max_size=24)
 STOPS = st.lists(st.text(alphabet="abé😀", max_size=5), max_size=4).map(tuple)
 
 
+@settings(deadline=None)
 @given(text=st.text(max_size=60), places=PLACES)
 def test_any_cut_of_valid_utf8_gives_the_text_back(text: str, places: list[int]) -> None:
     assert assemble(cut(text.encode(), places)) == (text, None)
 
 
+@settings(deadline=None)
 @given(data=st.binary(max_size=40), places=PLACES)
 def test_invalid_bytes_become_replacement_characters_however_they_are_cut(data: bytes, places: list[int]) -> None:
     assert assemble(cut(data, places)) == (data.decode("utf-8", "replace"), None)
 
 
+@settings(deadline=None)
 @given(text=FEW_LETTERS, stops=STOPS, places=PLACES)
 def test_stop_strings_end_the_text_at_the_same_place_however_it_is_cut(
     text: str, stops: tuple[str, ...], places: list[int]
@@ -54,6 +57,7 @@ def test_stop_strings_end_the_text_at_the_same_place_however_it_is_cut(
     assert assemble(cut(text.encode(), places), stops) == expected(text, stops)
 
 
+@settings(deadline=None)
 @given(text=FEW_LETTERS, stops=STOPS, places=PLACES)
 def test_nothing_is_held_back_that_cannot_become_a_stop_string(
     text: str, stops: tuple[str, ...], places: list[int]
@@ -73,6 +77,7 @@ def test_nothing_is_held_back_that_cannot_become_a_stop_string(
         assert len(held) == longest
 
 
+@settings(deadline=None)
 @given(text=FEW_LETTERS, stops=STOPS, places=PLACES)
 def test_tokens_and_their_log_probabilities_come_out_once_in_order_and_with_their_text(
     text: str, stops: tuple[str, ...], places: list[int]
@@ -154,6 +159,7 @@ def test_a_token_that_lies_wholly_inside_the_stop_string_is_not_part_of_the_answ
     assert [entry.token_id for entry in last.logprobs] == [1]
 
 
+@settings(deadline=None)
 @given(text=FEW_LETTERS, stops=STOPS, places=PLACES)
 def test_pieces_that_may_skip_the_assembler_leave_its_outcome_the_same(
     text: str, stops: tuple[str, ...], places: list[int]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hostler.domain import Message
@@ -42,6 +42,7 @@ def test_a_control_text_in_a_message_is_cut_and_the_text_kept() -> None:
     assert control_tokens(segments) == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.sampled_from(["<|im_", "end|>", "<s>", "<", "s>", "</s>", " ", "x"])).map("".join), min_size=1))
 def test_no_combination_of_contents_adds_a_control_token(contents: list[str]) -> None:
     template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}", special_texts=SPECIALS)
@@ -52,6 +53,7 @@ def test_no_combination_of_contents_adds_a_control_token(contents: list[str]) ->
     assert control_tokens(segments) == []
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("<ab>", min_size=2, max_size=5), min_size=1, max_size=5), st.text("<ab>", max_size=30))
 def test_cuts_leave_no_control_text_whole(specials: list[str], text: str) -> None:
     cuts = ControlTexts(specials).cuts(text)

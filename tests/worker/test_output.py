@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hostler.worker.output import N_OLD_LOGS, TAIL_BYTES, TAIL_LINES, OutputLog, OutputTail
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=4000), max_size=12))
 def test_the_tail_is_the_end_of_what_came_within_its_limits(chunks: list[bytes]) -> None:
     tail = OutputTail()

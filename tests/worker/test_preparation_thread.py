@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,7 +26,13 @@ class WorkerExit(BaseException):
 class Rig:
     """A preparation thread over a preparation that runs `scripts[id]`."""
 
-    def __init__(self, render_timeout_s: float = 60.0, tokenize_timeout_s: float = 60.0, grace_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        render_timeout_s: float = 60.0,
+        tokenize_timeout_s: float = 60.0,
+        grace_s: float = 60.0,
+        memory_limit_bytes: int = 1 << 40,
+    ) -> None:
         self.results: queue.Queue[Prepared | tuple[int, HostlerError]] = queue.Queue()
         self.exits: queue.Queue[str] = queue.Queue()
         self.scripts: dict[int, Callable[[], object]] = {}
@@ -35,6 +42,7 @@ class Rig:
             render_timeout_s=render_timeout_s,
             tokenize_timeout_s=tokenize_timeout_s,
             grace_s=grace_s,
+            memory_limit_bytes=memory_limit_bytes,
             on_prepared=self.results.put,
             on_failed=lambda sequence_id, error: self.results.put((sequence_id, error)),
             exit_worker=self._exit,
@@ -92,6 +100,22 @@ def test_a_rendering_that_cannot_be_interrupted_ends_the_worker() -> None:
     rig.chat(1, lambda: threading.Event().wait())
 
     assert "could not be interrupted" in rig.exits.get(timeout=DEADLINE_S)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_a_rendering_that_eats_memory_is_interrupted_long_before_its_deadline() -> None:
+    rig = Rig(render_timeout_s=10_000.0, memory_limit_bytes=200 << 20)
+
+    def eat() -> None:
+        eaten = []
+        while True:
+            eaten.append(b"x" * (1 << 20))
+
+    rig.chat(1, eat)
+
+    failed = rig.next()
+    assert isinstance(failed, tuple)
+    assert "209715200 bytes of memory" in failed[1].message
 
 
 def test_a_hung_tokenizer_ends_the_worker() -> None:

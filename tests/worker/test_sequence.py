@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import msgpack
 
@@ -228,6 +228,7 @@ def entry(number: int) -> TokenLogprob:
     return TokenLogprob(number, b"x", -0.5, (TopLogprob(number, b"x", -0.5),))
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1, max_size=300), st.sampled_from([64, 128, 256]))
 def test_a_piece_longer_than_the_ring_arrives_whole_in_several_frames(text: str, ring_bytes: int) -> None:
     rig = Rig(ring_bytes=ring_bytes)

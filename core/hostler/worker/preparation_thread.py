@@ -1,11 +1,11 @@
 """The preparation thread and its watch: requests are rendered and tokenized beside the loop, in order of priority.
 
-Floor 3, in the worker. A chat template is a stranger's program, so rendering has a deadline. When it passes, the watch
-raises RenderTimeout inside the preparation thread and puts a fresh thread in its place; when the old one does not die of
-it within a grace period (it is inside one endless operation), the worker exits: a hostile template costs its own worker
-and nobody else.
+Floor 3, in the worker. A chat template is a stranger's program, so rendering has a deadline and may not take the memory
+of the machine. When it does, the watch raises RenderTimeout inside the preparation thread and puts a fresh thread in its
+place; when the old one does not die of it within a grace period (it is inside one endless operation), the worker exits:
+a hostile template costs its own worker and nobody else.
 
-Two threads: `preparation` does the work, `preparation-watch` sleeps until the deadline of the job at hand.
+Two threads: `preparation` does the work, `preparation-watch` looks after the job at hand.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import heapq
 import math
+import mmap
 import sys
 import threading
 import time
@@ -30,6 +31,12 @@ GRACE_S = 2.0
 TOKENIZE_TIMEOUT_S = 120.0
 """Tokenizing is native and cannot be interrupted; half a minute for the longest body, so this means that it hangs."""
 
+MEMORY_LIMIT_BYTES = 1 << 30
+"""How much the process may grow while a template renders; 32 times the longest prompt, and what doubling a string in a
+loop reaches in a blink. Growth of the engine counts, too, but not so much in so short a time."""
+_LOOK_S = 0.05
+"""How often memory is looked at during one rendering; nearly all are over before the first look."""
+
 _RANK = {Priority.INTERACTIVE: 0, Priority.NORMAL: 1, Priority.BATCH: 2}
 
 
@@ -43,6 +50,8 @@ class _Worker:
     def __init__(self) -> None:
         self.thread: threading.Thread | None = None
         self.sequence_id = 0
+        self.job = 0
+        """Number of the job at hand."""
         self.deadline: float | None = None
         """None: between jobs."""
         self.is_rendering = False
@@ -62,6 +71,7 @@ class PreparationThread:
         on_failed: Callable[[int, HostlerError], None],
         exit_worker: Callable[[str], NoReturn],
         tokenize_timeout_s: float = TOKENIZE_TIMEOUT_S,
+        memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
         grace_s: float = GRACE_S,
     ) -> None:
         """Start the threads.
@@ -73,6 +83,7 @@ class PreparationThread:
         self._preparation = preparation
         self._render_timeout_s = render_timeout_s
         self._tokenize_timeout_s = tokenize_timeout_s
+        self._memory_limit_bytes = memory_limit_bytes
         self._grace_s = grace_s
         self._on_prepared = on_prepared
         self._on_failed = on_failed
@@ -127,7 +138,7 @@ class PreparationThread:
         with self._has_jobs:
             while not self._queue:
                 self._has_jobs.wait()
-            _, _, job = heapq.heappop(self._queue)
+            _, worker.job, job = heapq.heappop(self._queue)
             if isinstance(job, Submit):
                 if job.sequence_id in self._discarded:
                     self._discarded.remove(job.sequence_id)
@@ -178,44 +189,62 @@ class PreparationThread:
     # -- watch ------------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
+        watched_job, bytes_before = 0, 0
         while True:
             with self._lock:
-                deadline = self._current.deadline
-                remaining_s = None if deadline is None else deadline - time.monotonic()
-                if remaining_s is None or remaining_s > 0:
-                    self._watched_until = math.inf if deadline is None else deadline
+                worker = self._current
+                if worker.deadline is None:
+                    self._watched_until = math.inf
+                    self._deadline_is_earlier.wait()
+                    continue
+                remaining_s = worker.deadline - time.monotonic()
+                why = f"did not come to an end within {self._timeout_s(worker):g} s"
+                if worker.is_rendering and remaining_s > 0:
+                    n_bytes = _anonymous_bytes()
+                    if worker.job != watched_job:
+                        watched_job, bytes_before = worker.job, n_bytes
+                    if n_bytes - bytes_before > self._memory_limit_bytes:
+                        why, remaining_s = f"took more than {self._memory_limit_bytes} bytes of memory", 0.0
+                    remaining_s = min(remaining_s, _LOOK_S)
+                if remaining_s > 0:
+                    self._watched_until = time.monotonic() + remaining_s
                     self._deadline_is_earlier.wait(remaining_s)
                     continue
-            self._end_job()
+                # Under the lock, so that this job and no later one is meant.
+                self._condemn(worker, why)
+            self._replace(worker, why)
 
-    def _end_job(self) -> None:
-        with self._lock:
-            worker = self._current
-            if worker.deadline is None or worker.deadline > time.monotonic():
-                return  # it got done this very moment
-            if not worker.is_rendering:
-                self._exit_worker(f"the tokenizer did not come to an end within {self._tokenize_timeout_s:g} s")
-            worker.is_condemned = True
-            thread = worker.thread
-            assert thread is not None
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(thread.ident or 0), ctypes.py_object(RenderTimeout)
-            )
+    def _timeout_s(self, worker: _Worker) -> float:
+        return self._render_timeout_s if worker.is_rendering else self._tokenize_timeout_s
+
+    def _condemn(self, worker: _Worker, why: str) -> None:
+        if not worker.is_rendering:
+            self._exit_worker(f"the tokenizer {why}")
+        worker.is_condemned = True
+        thread = worker.thread
+        assert thread is not None
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(RenderTimeout))
+
+    def _replace(self, worker: _Worker, why: str) -> None:
+        thread = worker.thread
+        assert thread is not None
         thread.join(self._grace_s)
         if thread.is_alive():
-            self._exit_worker(
-                f"the model's chat template did not come to an end within {self._render_timeout_s:g} s and could not be "
-                f"interrupted"
-            )
-        print(  # noqa: T201 - standard output is the worker's log
-            f"a chat template was stopped after {self._render_timeout_s:g} s", file=sys.stderr, flush=True
-        )
+            self._exit_worker(f"the model's chat template {why} and could not be interrupted")
+        print(f"a chat template {why} and was stopped", file=sys.stderr, flush=True)  # noqa: T201 - the worker's log
         with self._lock:
             self._current = self._start_worker()
         self._on_failed(
             worker.sequence_id,
-            InvalidRequest(
-                f"The model's chat template did not come to an end within {self._render_timeout_s:g} s on these messages",
-                param="messages",
-            ),
+            InvalidRequest(f"The model's chat template {why} on these messages, so it was stopped", param="messages"),
         )
+
+
+def _anonymous_bytes() -> int:
+    """Memory of this process that is no file's; 0 where the system does not tell, which then never grows."""
+    try:
+        with open("/proc/self/statm", "rb") as stream:
+            _, resident, shared, *_ = stream.read().split()
+    except OSError:
+        return 0
+    return (int(resident) - int(shared)) * mmap.PAGESIZE

@@ -139,7 +139,7 @@ class WorkerProcess:
             self._log.write(f"--- worker process {self.pid}\n".encode())
         self._control = self._start(self._read_control, "control")
         self._output = self._start(self._read_output, "output")
-        self._start(self._await_end, "end")
+        self._end = self._start(self._await_end, "end")
 
     # -- what the host does with it ---------------------------------------------------------------------------------
 
@@ -188,6 +188,10 @@ class WorkerProcess:
         """Wait for its end; None when it still lives after `timeout_s`."""
         self._has_ended.wait(timeout_s)
         return self.report
+
+    def join(self) -> None:
+        """After its end: wait until its threads have let go of everything. Not from those threads."""
+        self._end.join()
 
     def last_output(self) -> str:
         """The last lines it wrote."""

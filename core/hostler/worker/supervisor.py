@@ -387,8 +387,9 @@ class Supervisor:
         has_been_ready = False
         while True:
             run = self._begin_run()
-            if run is not None:
+            if run is not None and run.process is not None:
                 self._watch(run)
+                run.process.join()
             with self._changed:
                 ready_at = None if run is None else run.ready_at
                 refusal = None if run is None else run.refusal
