@@ -72,18 +72,26 @@ class HomeLock:
             descriptor = os.open(self.home / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise StorageUnavailable(
-                f"{self.home} cannot be used as hostler's home: {error.strerror}; choose another with --home or "
-                f"HOSTLER_HOME"
+                f"{self.home} cannot be used as hostler's home: {error.strerror}; choose another with --home or HOSTLER_HOME"
             ) from error
+        try:
+            self._wait_for(descriptor, patience_s)
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, msgspec.json.encode(Owner(os.getpid(), self.purpose)))
+        except OSError as error:
+            os.close(descriptor)
+            raise StorageUnavailable(f"{self.home / LOCK_FILE} cannot be locked: {error.strerror}") from error
+        except HomeInUse:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+
+    def _wait_for(self, descriptor: int, patience_s: float) -> None:
         deadline = time.monotonic() + patience_s
         while not _try_lock(descriptor):
             if time.monotonic() >= deadline:
-                os.close(descriptor)
                 raise HomeInUse(self._explain())
             time.sleep(0.02)  # a poll with a deadline: flock has no timeout of its own
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, msgspec.json.encode(Owner(os.getpid(), self.purpose)))
-        self._descriptor = descriptor
 
     def release(self) -> None:
         """Give the lock back; harmless when it is not held."""
@@ -102,18 +110,14 @@ class HomeLock:
                 f"`hostler {owner.purpose}` (pid {owner.pid}) works on {self.home}; wait until it is done, or choose "
                 f"another home with --home"
             )
-        where = (
-            f"serves {self.home} at {address.url}" if address and address.pid == owner.pid else f"starts on {self.home}"
-        )
+        where = f"serves {self.home} at {address.url}" if address and address.pid == owner.pid else f"starts on {self.home}"
         return f"a hostler server (pid {owner.pid}) already {where}; stop it first, or choose another home with --home"
 
     def __enter__(self) -> HomeLock:
         self.acquire()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.release()
 
 

@@ -50,5 +50,8 @@ def set_up(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
+    if settings.log_level != "debug":
+        # Which clients left stands in the request's own line.
+        logging.getLogger("waitress").setLevel(logging.WARNING)
     for chatty in ("httpx", "httpcore", "urllib3", "filelock", "huggingface_hub"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -85,9 +85,10 @@ def _serve(settings: Settings, sockets: list[socket.socket], stop: _StopSignals,
 
     token = secrets.token_urlsafe(24)
     plugins = get_plugins()
+    runtime = Runtime(settings, plugins)
+    log.debug("engines: %s", ", ".join(plugins.engines) or "none")  # asks every plugin, so that problems come out here
     for problem in plugins.problems:
         log.warning("%s", problem.message)
-    runtime = Runtime(settings, plugins)
     http: HttpServer | None = None
     drain_timeout_s = 0.0
     try:
@@ -313,6 +314,8 @@ class HttpServer:
             # select() cannot watch descriptors above 1023.
             asyncore_use_poll=True,
             expose_tracebacks=False,
+            # A client that resets its connection is everyday life and not worth a traceback.
+            log_socket_errors=False,
         )
         self._listeners = [item for item in self._map.values() if isinstance(item, waitress.server.BaseWSGIServer)]
         for listener in self._listeners:
