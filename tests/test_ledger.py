@@ -26,7 +26,7 @@ def test_a_context_that_was_asked_for_by_number_is_granted_whole() -> None:
 
 
 def test_a_model_that_cannot_fit_is_refused_with_both_numbers() -> None:
-    with pytest.raises(InsufficientMemory, match="560 MiB .* 400 MiB are available") as caught:
+    with pytest.raises(InsufficientMemory, match=r"560 MiB .* 400 MiB are available") as caught:
         ledger(400).grant("m", 4100, is_auto=False, estimate=estimate)
 
     assert caught.value.needed_bytes == 560 * MIB
