@@ -50,7 +50,7 @@ def spread(values: Iterable[float]) -> float:
 
 
 def describe_machine() -> str:
-    """Processor, usable cores, memory, kernel and Python in one line; no host name."""
+    """Processor, usable cores, memory, system and Python in one line; neither host name nor kernel build."""
     model, mem_kib = platform.processor() or platform.machine(), 0
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -62,7 +62,7 @@ def describe_machine() -> str:
         pass  # not Linux: the line is shorter
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = f", {mem_kib / 2**20:.0f} GiB" if mem_kib else ""
-    return f"{model}, {n_cores} cores{memory}, {platform.system()} {platform.release()}, Python {platform.python_version()}"
+    return f"{model}, {n_cores} cores{memory}, {platform.system()}, Python {platform.python_version()}"
 
 
 def describe_commit() -> str:
