@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 ALIGNMENT = 32
-_U32, _I32, _F32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
+_U16, _U32, _I32, _F32, _BOOL, _STRING, _ARRAY = 2, 4, 5, 6, 7, 8, 9
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
 WORDS = [f"{first}{second}" for first in "abcdefghijklmnop" for second in "aeiou "]
 TOKENS = ["<unk>", "<s>", "</s>", "<|turn|>", *(f"<0x{value:02X}>" for value in range(256)), "▁", *"abcdefghijklmnop", *WORDS]
 TYPES = [_UNKNOWN, _CONTROL, _CONTROL, _CONTROL, *[_BYTE] * 256, *[_NORMAL] * (len(TOKENS) - 260)]
-N_LAYERS, WIDTH, INNER, N_HEADS, N_HEADS_KV, HEAD = 7, 64, 128, 4, 2, 16
+N_LAYERS, WIDTH, INNER, N_HEADS, N_HEADS_KV, HEAD = 7, 64, 128, 4, 2, 32
 N_CTX = 2048
 
 
@@ -156,4 +156,4 @@ def _plain(kind: int, value: object) -> bytes:
     if kind == _ARRAY:
         item_kind, items = value  # type: ignore[misc]
         return struct.pack("<IQ", item_kind, len(items)) + b"".join(_plain(item_kind, item) for item in items)
-    return struct.pack({_U32: "<I", _I32: "<i", _F32: "<f", _BOOL: "<?"}[kind], value)
+    return struct.pack({_U16: "<H", _U32: "<I", _I32: "<i", _F32: "<f", _BOOL: "<?"}[kind], value)

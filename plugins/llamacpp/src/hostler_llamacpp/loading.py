@@ -257,9 +257,10 @@ def _make_context(model: int, settings: EngineSettings, n_ctx: int, cache_type: 
     params.rope_freq_scale = _number(settings.extra, "rope_freq_scale")
     context = llama.llama_init_from_model(model, params)
     if not context:
+        reason = log.reason() or "it gave no reason"
+        advice = "; a smaller ctx_len or n_parallel needs less memory" if "alloc" in reason or not log.reason() else ""
         raise ModelLoadFailed(
-            f"llama.cpp could not make a context of {n_slots} x {n_ctx} tokens: "
-            f"{log.reason() or 'it gave no reason'}. A smaller ctx_len or n_parallel needs less memory",
+            f"llama.cpp could not make a context of {n_slots} x {n_ctx} tokens: {reason}{advice}",
             last_output=log.reason(),
         )
     if llama.llama_n_ctx_seq(context) < n_ctx:

@@ -1,0 +1,110 @@
+"""Estimates against what llama.cpp itself allocates."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hostler import EngineSettings, InvalidModelFile
+from hostler_llamacpp.estimate import PROCESS_BYTES, context_length, estimate, n_layers, other_parts
+
+from .running import Loaded
+
+
+@pytest.mark.parametrize("model", ["llama", "gemma3"])
+@pytest.mark.parametrize("settings", [{"ctx_len": 300}, {"ctx_len": 1024, "n_batch": 512}, {"cache_type": "q8_0"}])
+def test_kv_estimate_is_what_llamacpp_allocates(
+    load: Callable[..., Loaded], models: Path, model: str, settings: dict[str, object]
+) -> None:
+    wanted = {"ctx_len": 512, "n_parallel": 2, "n_batch": 64, "cache_type": "f16", "flash_attn": True, **settings}
+    loaded = load(model, **wanted)
+
+    guess = estimate(models / f"{model}.gguf", EngineSettings(**wanted))
+
+    # llama.cpp's log rounds each buffer to 0.01 MiB.
+    assert guess.kv_bytes == pytest.approx(loaded.engine.memory().kv_bytes, abs=0.05 * 2**20)
+
+
+def test_recurrent_state_is_never_underestimated(load: Callable[..., Loaded], models: Path) -> None:
+    loaded = load("mamba", n_parallel=8)
+
+    guess = estimate(models / "mamba.gguf", EngineSettings(ctx_len=512, n_parallel=8))
+
+    assert guess.kv_bytes >= loaded.engine.memory().kv_bytes - 0.05 * 2**20
+
+
+@pytest.mark.parametrize("flash_attn", [True, False])
+@pytest.mark.parametrize("ctx_len", [512, 2048])
+def test_compute_estimate_covers_what_llamacpp_allocates(
+    load: Callable[..., Loaded], models: Path, ctx_len: int, *, flash_attn: bool
+) -> None:
+    wanted = {"ctx_len": ctx_len, "n_batch": 512, "flash_attn": flash_attn, "cache_type": "f16"}
+    loaded = load("llama", **wanted)
+
+    guess = estimate(models / "llama.gguf", EngineSettings(**{"n_parallel": 3, **wanted}))
+
+    assert loaded.engine.memory().compute_bytes <= guess.compute_bytes - PROCESS_BYTES
+
+
+def test_estimate_grows_with_slots_and_stops_at_the_trained_context(models: Path) -> None:
+    def kv_bytes(**settings: int) -> int:
+        return estimate(models / "llama.gguf", EngineSettings(**settings)).kv_bytes
+
+    assert kv_bytes(ctx_len=512, n_parallel=4) == 2 * kv_bytes(ctx_len=512, n_parallel=2)
+    assert kv_bytes(ctx_len=100_000, n_parallel=1) == kv_bytes(ctx_len=2048, n_parallel=1)
+
+
+def test_estimate_counts_all_parts_of_a_split_model(models: Path, tmp_path: Path) -> None:
+    first = tmp_path / "model-00001-of-00002.gguf"
+    second = tmp_path / "model-00002-of-00002.gguf"
+    for path in (first, second):
+        path.write_bytes((models / "llama.gguf").read_bytes())
+
+    assert other_parts(first) == [second]
+    whole = estimate(first, EngineSettings(ctx_len=512)).weights_bytes
+    assert whole == first.stat().st_size + second.stat().st_size
+
+
+def test_estimate_refuses_what_is_no_model(tmp_path: Path) -> None:
+    path = tmp_path / "page.gguf"
+    path.write_text("<html>not found</html>" * 10)
+
+    with pytest.raises(InvalidModelFile, match=r"page\.gguf"):
+        estimate(path, EngineSettings(ctx_len=512))
+
+
+def test_header_facts_are_read_without_llamacpp(models: Path) -> None:
+    assert context_length(models / "gemma3.gguf") == 2048
+    assert n_layers(models / "gemma3.gguf") == 7
+
+
+@pytest.mark.weights
+def test_estimate_is_within_15_percent_of_a_real_workers_memory(smollm2_path: Path) -> None:
+    """And not below it: the ledger grants what it says. A process of its own, as a worker is."""
+    settings = {"ctx_len": 4096, "n_parallel": 4}
+    code = f"""
+import json, psutil
+import hostler.worker.wire, hostler.prompt
+from hostler import EngineSettings, ModelFiles, SamplingParams
+from hostler.testing import Driver, RecordingSequence
+from hostler_llamacpp.engine import LlamaCppEngine
+engine = LlamaCppEngine()
+info = engine.load(ModelFiles({str(smollm2_path)!r}, "gguf"), EngineSettings(**{settings!r}), lambda _: True)
+sequences = [
+    RecordingSequence(range(1000 * i, 1000 * i + 600), SamplingParams(seed=1, max_tokens=8), n_ctx=info.n_ctx)
+    for i in range(1, 5)
+]
+Driver(engine, n_slots=info.n_slots).run(sequences)
+print(json.dumps(psutil.Process().memory_info().rss))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    resident = json.loads(done.stdout)
+
+    guess = estimate(smollm2_path, EngineSettings(**settings)).total_bytes
+
+    assert resident <= guess <= 1.15 * resident
