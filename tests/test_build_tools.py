@@ -78,7 +78,7 @@ def test_progress_reads_steps_off_ninja_s_lines():
 
 
 def test_nothing_in_the_tree_names_the_host_of_a_package_registry():
-    names = ("pypi.org", "pythonhosted", "registry.npmjs")
+    names = ("pypi" + ".org", "python" + "hosted", "registry" + ".npmjs")  # in parts, so that this file names none itself
     listed = run("git", "ls-files", "-z").stdout
     if not listed:
         pytest.skip("not a git checkout")

@@ -206,7 +206,7 @@ def test_a_refused_load_tells_why_and_leaves_the_model_where_it_was(make_runtime
     view = runtime.model("parrot0")
     assert view.lifecycle is Lifecycle.DOWNLOADED
     assert "the moon is wrong" in str(view.last_error)
-    assert runtime.ledger.estimate_of("parrot0") is None
+    assert runtime.ledger.bytes_of("parrot0") == 0
 
 
 def test_a_request_for_a_model_that_refuses_to_load_gets_the_reason(make_runtime: MakeRuntime) -> None:
@@ -432,3 +432,108 @@ def test_close_stops_every_worker_and_ends_what_runs(make_runtime: MakeRuntime) 
     assert isinstance(call.join().error, HostlerError) or call.result[1] is FinishReason.CANCELLED  # type: ignore[index]
     assert all(view.pid is None for view in runtime.models())
     assert not runtime.is_ready
+
+
+# -- several things at once -----------------------------------------------------------------------------------------
+
+
+def pids_of(runtime: Runtime) -> set[int]:
+    """Worker processes of this runtime that live, whether it still knows them or not."""
+    import psutil
+
+    children = psutil.Process().children(recursive=True)
+    return {child.pid for child in children if "hostler.worker.child" in " ".join(child.cmdline())}
+
+
+def crash_until_it_backs_off(runtime: Runtime) -> None:
+    def crash() -> bool:
+        with pytest.raises(EngineUnavailable) as caught:
+            answer(runtime, chat("[[echo: exit=7]] Hello"))
+        return "keeps dying" in caught.value.message
+
+    wait_until(crash)
+
+
+def test_a_start_in_a_back_off_begins_anew_with_one_worker(make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime()
+    runtime.start_model("parrot0")
+    crash_until_it_backs_off(runtime)
+
+    view = runtime.start_model("parrot0")
+
+    assert pids_of(runtime) == {view.pid}
+    assert answer(runtime, chat("Hello"))[0] == "Hello"
+    runtime.stop_model("parrot0")
+    assert pids_of(runtime) == set()
+
+
+def test_a_request_in_the_restart_after_a_back_off_joins_it(make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime('{"manners": {"load_s": 0.3}}')
+    runtime.start_model("parrot0")
+    crash_until_it_backs_off(runtime)
+    hosted = runtime._hosted["parrot0"]
+    wait_until(lambda: hosted.worker is not None and hosted.worker.state == "starting")
+
+    assert answer(runtime, chat("Hello"))[0] == "Hello"
+
+    assert pids_of(runtime) == {runtime.model("parrot0").pid}
+
+
+@pytest.mark.parametrize("end", ["stop", "delete"])
+def test_a_stop_or_delete_behind_a_stop_cancels_the_start_that_waits_between_them(
+    make_runtime: MakeRuntime, end: str
+) -> None:
+    runtime = make_runtime('{"manners": {"close_hang": true}}')
+    runtime.start_model("parrot0")
+    first = Background(lambda: runtime.stop_model("parrot0"))
+    wait_until(lambda: runtime.model("parrot0").lifecycle is Lifecycle.STOPPING)
+    start = Background(lambda: runtime.start_model("parrot0"))
+    wait_until(lambda: runtime._hosted["parrot0"].attempt.is_open)  # type: ignore[union-attr]
+
+    runtime.stop_model("parrot0") if end == "stop" else runtime.delete_model("parrot0")
+
+    first.join()
+    assert isinstance(start.join().error, StartCancelled)
+    assert pids_of(runtime) == set()
+
+
+def test_two_starts_at_once_keep_max_loaded_models(make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime("{}", "{}", max_loaded_models=1)
+    starts = [Background(lambda name=name: runtime.start_model(name)) for name in ("parrot0", "parrot1")]  # type: ignore[misc]
+
+    assert [start.join().error for start in starts] == [None, None]
+
+    assert len(pids_of(runtime)) == 1
+
+
+def test_a_start_with_other_settings_than_the_one_going_on_gets_its_own(make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime('{"manners": {"load_s": 0.3}}')
+    first = Background(lambda: runtime.start_model("parrot0", {"ctx_len": 512}))
+    wait_until(lambda: runtime.model("parrot0").lifecycle is Lifecycle.STARTING)
+
+    second = runtime.start_model("parrot0", {"ctx_len": 1024})
+
+    assert second.ctx_len == 1024
+    first.join()
+    assert len(pids_of(runtime)) == 1
+
+
+def test_a_stop_ends_running_requests_with_its_own_error_and_starts_nothing_again(make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime()
+    call = Background(lambda: answer(runtime, chat("[[echo: flood delay_s=0.005]] x", max_tokens=1_000_000)))
+    wait_until(lambda: any(view.state == "decode" for view in runtime.requests()))
+
+    runtime.stop_model("parrot0")
+
+    assert isinstance(call.join().error, EngineUnavailable)
+    assert runtime.model("parrot0").lifecycle is Lifecycle.STOPPED
+
+
+def test_a_model_that_can_never_fit_unloads_nobody(make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime("{}", '{"weights_bytes": 4000000000}', memory_budget_bytes=1_000_000_000)
+    runtime.start_model("parrot0")
+
+    with pytest.raises(InsufficientMemory):
+        runtime.start_model("parrot1")
+
+    assert runtime.model("parrot0").lifecycle is Lifecycle.RUNNING

@@ -64,6 +64,12 @@ class HostlerError(Exception):
         self.param = param
         self.retry_after_s = retry_after_s
 
+    def copy(self) -> HostlerError:
+        """The same error once more, for another thread to raise: a raised one carries its own traceback."""
+        twin = type(self).__new__(type(self), *self.args)
+        twin.__dict__.update(self.__dict__)
+        return twin
+
 
 class InvalidRequest(HostlerError):
     """A field of a request has a value that cannot be meant."""

@@ -92,6 +92,8 @@ class Generation:
                     raise
                 self._ticket.release_all()
                 self._ticket = self._reenter()
+                if self._is_cancelled:  # it came while there was no ticket to cancel
+                    self._ticket.cancel()
         if group is None:
             raise EngineUnavailable(f"The engine of {self.model.manifest.id} keeps dying; try again", retry_after_s=1.0)
         self._group = group
@@ -111,6 +113,8 @@ class Generation:
                     self._n_prompt = event.n_total
                 else:
                     n_left -= 1
+                    if event.reason is FinishReason.CANCELLED and not self._is_cancelled:
+                        raise self.hosted.was_stopped()
                 yield event
 
     def _submit(self) -> ReaderGroup:

@@ -6,7 +6,11 @@ of a crash and of a restart. None of them holds `changed` while it waits for a w
 
     downloaded/stopped ──begin──▶ starting ──ready──▶ running ──stop──▶ stopping ──▶ stopped
                                     ▲   │failure: back to where it was  │crash
-                                    └───┴───────────────────────────────┘ (the supervisor restarts the worker)
+                                    └───┴───────────────────────────────┘ (the supervisor restarts the worker, at once
+                                                                           or, if it keeps dying, after a pause)
+
+INVARIANT: while `worker` is set there is exactly one worker process or a supervisor about to make one; a start thread that
+finds one set stops it before it makes its own.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from typing import Any
 
 from hostler.domain import Lifecycle, Priority
 from hostler.engine import EngineInfo
-from hostler.errors import EngineUnavailable, HostlerError, StartCancelled, StartTimeout
+from hostler.errors import EngineUnavailable, HostlerError, ModelNotFound, StartCancelled, StartTimeout
 from hostler.ledger import Grant
 from hostler.scheduler import AdmissionQueue, Ticket
 from hostler.weights import WarmWeights
@@ -28,11 +32,18 @@ from hostler.worker.supervisor import Supervisor
 class StartAttempt:
     """One start that any number of callers wait for. Safe from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_restart: bool = False) -> None:
         self._over = threading.Event()
         self._error: HostlerError | None = None
+        self.is_restart = is_restart
+        """The supervisor runs it, after a crash; no start thread does."""
         self.is_cancelled = False
         """Set by a stop or delete; the start thread looks at it between its steps."""
+
+    @property
+    def is_open(self) -> bool:
+        """It is going on and not called off."""
+        return not self._over.is_set() and not self.is_cancelled
 
     @property
     def is_over(self) -> bool:
@@ -55,7 +66,7 @@ class StartAttempt:
         if not self._over.wait(timeout_s):
             raise StartTimeout(f"The model is still starting after {timeout_s:g} s; it goes on starting, ask again later")
         if self._error is not None:
-            raise self._error
+            raise self._error.copy()
 
 
 class HostedModel:
@@ -81,6 +92,9 @@ class HostedModel:
         self.last_used = clock()
         self.n_requests = 0
         """Generations that hold the model, waiting or running."""
+        self.n_stops = 0
+        """Ordered stops so far; a request that waited through one is not put back in the queue."""
+        self.is_deleted = False
 
     # -- starting ---------------------------------------------------------------------------------------------------
 
@@ -92,14 +106,22 @@ class HostedModel:
 
         Returns:
             The attempt, and whether the caller must run it.
+
+        Raises:
+            ModelNotFound: It was deleted meanwhile.
         """
         with self.changed:
-            if self.attempt is not None and not self.attempt.is_over and not self.attempt.is_cancelled:
+            self._refuse_deleted()
+            if self.attempt is not None and self.attempt.is_open:
                 return self.attempt, False
             if self.lifecycle is Lifecycle.RUNNING and not is_reload:
                 attempt = StartAttempt()
                 attempt.finish(None)
                 return attempt, False
+            if self.lifecycle is Lifecycle.STARTING and self.worker is not None and self.worker.state == "starting":
+                # The pause after too many crashes is over and the supervisor tries again: join it.
+                self.attempt = StartAttempt(is_restart=True)
+                return self.attempt, False
             self.attempt = StartAttempt()
             if self.lifecycle in {Lifecycle.DOWNLOADED, Lifecycle.STOPPED}:
                 self._enter(Lifecycle.STARTING)
@@ -140,8 +162,9 @@ class HostedModel:
     def start_failed(self, attempt: StartAttempt, error: HostlerError) -> None:
         """The attempt is over without a worker: back to rest, everyone who waits gets the error."""
         with self.changed:
+            attempt.finish(error)
+            self.changed.notify_all()
             if self.attempt is not attempt:  # stopped, and already started anew: that start owns the state now
-                attempt.finish(error)
                 return
             self._let_go()
             if not isinstance(error, StartCancelled):
@@ -150,7 +173,6 @@ class HostedModel:
                 self._enter(self.resting)
             self.queue.pause()
             self.queue.fail(error)
-            attempt.finish(error)
 
     def started(self, attempt: StartAttempt, worker: Supervisor, info: EngineInfo) -> None:
         """The worker is ready."""
@@ -193,14 +215,15 @@ class HostedModel:
         self.queue.pause()
         if self.lifecycle is Lifecycle.RUNNING:
             self._enter(Lifecycle.STARTING)
-            self.attempt = StartAttempt()
+        if worker.state == "starting" and (self.attempt is None or self.attempt.is_over):
+            self.attempt = StartAttempt(is_restart=True)
         if worker.state != "starting":
             error = self.unavailable(worker)
             self.queue.fail(error)
             self._end_restart(error)
 
     def _end_restart(self, error: HostlerError | None) -> None:
-        if self.attempt is not None and not self.attempt.is_over:
+        if self.attempt is not None and self.attempt.is_restart:
             self.attempt.finish(error)
 
     def unavailable(self, worker: Supervisor) -> EngineUnavailable:
@@ -223,18 +246,24 @@ class HostedModel:
             Whether the caller must finish the stop, and the worker to stop, if there is one already.
         """
         with self.changed:
-            if only_if_idle and (self.n_requests or self.lifecycle is not Lifecycle.RUNNING):
+            has_open_attempt = self.attempt is not None and self.attempt.is_open
+            if only_if_idle and (self.n_requests or has_open_attempt or self.lifecycle is not Lifecycle.RUNNING):
                 return False, None
+            if not is_reload:
+                # In every state: behind a stop that is going on, a start may be waiting.
+                self.n_stops += 1
+                if self.attempt is not None and has_open_attempt:
+                    self.attempt.is_cancelled = True
+                self.queue.fail(self.was_stopped())
             if self.lifecycle not in {Lifecycle.RUNNING, Lifecycle.STARTING}:
                 return False, None
             self._enter(Lifecycle.STOPPING)
             self.queue.pause()
-            if is_reload:
-                return True, self.worker
-            if self.attempt is not None and not self.attempt.is_over:
-                self.attempt.is_cancelled = True
-            self.queue.fail(EngineUnavailable(f"{self.id} was stopped while the request waited", retry_after_s=1.0))
             return True, self.worker
+
+    def was_stopped(self) -> EngineUnavailable:
+        """The error for requests that a stop ends."""
+        return EngineUnavailable(f"{self.id} was stopped before the answer was complete", retry_after_s=1.0)
 
     def stopped(self) -> None:
         """The worker is gone."""
@@ -249,6 +278,26 @@ class HostedModel:
         with self.changed:
             self.changed.wait_for(lambda: self.lifecycle is not Lifecycle.STOPPING)
 
+    def wait_while_cancelling(self) -> None:
+        """Wait until a start that was called off is over, too."""
+
+        def is_settled() -> bool:
+            attempt = self.attempt
+            is_cancelling = attempt is not None and attempt.is_cancelled and not attempt.is_over
+            return self.lifecycle is not Lifecycle.STOPPING and not is_cancelling
+
+        with self.changed:
+            self.changed.wait_for(is_settled)
+
+    def mark_deleted(self, *, is_deleted: bool) -> None:
+        """Refuse, or take again, starts and requests."""
+        with self.changed:
+            self.is_deleted = is_deleted
+
+    def _refuse_deleted(self) -> None:
+        if self.is_deleted:
+            raise ModelNotFound(f"The model {self.id} does not exist")
+
     # -- requests ---------------------------------------------------------------------------------------------------
 
     def enter_queue(self, n: int, priority: Priority, n_slots: int, *, is_new: bool) -> Ticket:
@@ -260,6 +309,7 @@ class HostedModel:
             is_new: Count the request; False when one that is counted comes back. Each counted one calls `leave`.
         """
         with self.changed:
+            self._refuse_deleted()
             if self.info is None:
                 self.queue.n_slots = n_slots
             ticket = self.queue.enter(n, priority)

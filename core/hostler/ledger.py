@@ -94,22 +94,22 @@ class Ledger:
             self._accounts[model_id] = _Account(needed)
             return Grant(ctx_len, needed)
 
-    def settle(self, model_id: str) -> None:
-        """The model is loaded: what it took shows in the machine's own numbers now."""
+    def settle(self, model_id: str, *, is_loaded: bool = True) -> None:
+        """The model is loaded, so what it took shows in the machine's own numbers now; or its worker died."""
         with self._lock:
             if model_id in self._accounts:
-                self._accounts[model_id].is_loaded = True
+                self._accounts[model_id].is_loaded = is_loaded
 
     def release(self, model_id: str) -> None:
         """The model is gone. Idempotent."""
         with self._lock:
             self._accounts.pop(model_id, None)
 
-    def estimate_of(self, model_id: str) -> MemoryEstimate | None:
-        """What was granted to a model."""
+    def bytes_of(self, model_id: str) -> int:
+        """What was granted to a model; 0: nothing."""
         with self._lock:
             account = self._accounts.get(model_id)
-            return account.estimate if account else None
+            return account.estimate.total_bytes if account else 0
 
     def _free(self) -> int:
         machine = self._available() - HEADROOM_BYTES

@@ -55,6 +55,10 @@ log = logging.getLogger("hostler.runtime")
 
 START_SLACK_S = 30.0
 """Beyond `start_timeout_s`, which each progress renews, a caller waits so long before it is told to ask again."""
+JOINS = 3
+"""How often a start that wants its own settings waits for others' starts of the same model."""
+PATIENCE_S = 0.2
+"""How soon a start that waits for memory looks at all models again."""
 REAP_PERIOD_S = 1.0
 """How often idle models are compared with `keep_alive_s`."""
 _PROMPT_FIELDS = ("prompt_template", "pre_prompt", "system_prompt", "user_prompt", "ai_prompt")
@@ -156,12 +160,15 @@ class Runtime:
         entry = self._downloaded(reference)
         overrides = validate_settings(overrides or {}, prefix="")
         hosted = self._host(entry)
-        with hosted.changed:
-            attempt, is_mine = hosted.begin_start(is_reload=self._is_other_run(hosted, overrides))
-        if is_mine:
-            self._run_start(hosted, attempt, entry, overrides)
-        if is_waiting:
-            attempt.wait(self.settings.start_timeout_s + START_SLACK_S)
+        for _ in range(JOINS):
+            with hosted.changed:
+                attempt, is_mine = hosted.begin_start(is_reload=self._is_other_run(hosted, overrides))
+            if is_mine:
+                self._run_start(hosted, attempt, entry, overrides)
+            if is_waiting:
+                attempt.wait(self.settings.start_timeout_s + START_SLACK_S)
+            if is_mine or not is_waiting or not self._is_other_run(hosted, overrides):
+                break  # else it joined a start with other settings than it wants: once more
         return self.model(entry.manifest.id)
 
     def stop_model(self, reference: str) -> ModelView:
@@ -179,10 +186,14 @@ class Runtime:
             The id that was deleted.
         """
         entry = self.library.find(reference)
-        hosted = self._hosted.get(entry.manifest.id)
-        if hosted is not None:
+        hosted = self._host(entry)
+        hosted.mark_deleted(is_deleted=True)  # or a request would start it again while its files go
+        try:
             self._stop(hosted)
-        model_id = self.library.delete(reference)
+            model_id = self.library.delete(reference)
+        except BaseException:
+            hosted.mark_deleted(is_deleted=False)
+            raise
         with self._lock:
             self._hosted.pop(model_id, None)
         return model_id
@@ -251,7 +262,11 @@ class Runtime:
         try:
             hosted = self._host(entry)
 
+            n_stops = hosted.n_stops
+
             def reenter() -> Ticket:
+                if hosted.n_stops != n_stops or self._closing.is_set():
+                    raise hosted.was_stopped()
                 return self._enter(hosted, entry, request, is_new=False)
 
             ticket = self._enter(hosted, entry, request, is_new=True)
@@ -290,12 +305,16 @@ class Runtime:
                 break  # a second, more impatient close
         self._closing.set()
         stops = [threading.Thread(target=self._stop, args=(hosted,)) for hosted in list(self._hosted.values())]
-        for thread in stops:
-            thread.start()
-        for thread in stops:
-            thread.join()
-        self.library.close()
-        self.model_cache.close()
+        try:
+            for thread in stops:
+                thread.start()
+            for thread in stops:
+                thread.join()
+        finally:
+            try:
+                self.library.close()
+            finally:
+                self.model_cache.close()
 
     def hurry(self) -> None:
         """Cut the draining of `close` short; from a signal handler."""
@@ -338,7 +357,9 @@ class Runtime:
             if worker is not None and worker.state == "backing_off" and hosted.lifecycle is Lifecycle.STARTING:
                 raise hosted.unavailable(worker)
             if hosted.lifecycle is not Lifecycle.RUNNING:
-                if not self.settings.autostart and (hosted.attempt is None or hosted.attempt.is_over):
+                is_joining = hosted.attempt is not None and hosted.attempt.is_open
+                is_restarting = worker is not None and hosted.lifecycle is Lifecycle.STARTING
+                if not (self.settings.autostart or is_joining or is_restarting):
                     raise EngineUnavailable(
                         f"The model {hosted.id} is not running and autostart is off; start it with "
                         f"PUT /v1/models/{hosted.id}/start"
@@ -366,14 +387,17 @@ class Runtime:
         thread = threading.Thread(
             target=self._start, args=(hosted, attempt, entry, overrides), name=f"start {hosted.id}", daemon=True
         )
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:  # no more threads
+            self._start_failed(hosted, attempt, InternalError(f"Starting {hosted.id} failed: {error}"))
 
     def _start(
         self, hosted: HostedModel, attempt: StartAttempt, entry: LibraryEntry, overrides: dict[str, Any]
     ) -> None:
         try:
             hosted.wait_while_stopping()
-            if hosted.lifecycle is Lifecycle.RUNNING:
+            if hosted.worker is not None:
                 self._stop(hosted, is_reload=True)
             with hosted.changed:
                 hosted.enter_starting(attempt)
@@ -407,10 +431,14 @@ class Runtime:
             on_change=self._worker_changed,
         )
         hosted.loading(attempt, worker, plan.spec.name, grant, plan.settings, WarmWeights(self.model_cache, plan.files))
-        worker.start()
-        info = worker.wait_ready()
-        self.ledger.settle(hosted.id)
-        hosted.started(attempt, worker, info)
+        try:
+            worker.start()
+            info = worker.wait_ready()
+            self.ledger.settle(hosted.id)
+            hosted.started(attempt, worker, info)
+        except BaseException:
+            worker.stop()  # a stop that came between these lines found nothing to stop yet
+            raise
         log.info("%s runs in %s on %s with %d x %d tokens", hosted.id, plan.spec.name, info.device, info.n_slots, info.n_ctx)
 
     def _worker_changed(self, worker: Supervisor) -> None:
@@ -418,6 +446,8 @@ class Runtime:
             hosted = self._hosted.get(worker.model_id)
         if hosted is not None:
             hosted.worker_changed(worker)
+            # What a dead worker gave back is still promised to the next one.
+            self.ledger.settle(hosted.id, is_loaded=worker.state == "running")
 
     def _plan(self, entry: LibraryEntry, overrides: dict[str, Any]) -> Plan:
         manifest = entry.manifest
@@ -468,14 +498,23 @@ class Runtime:
                 has_place = self._has_place_beside(hosted)
                 if has_place or self._unload_idle(hosted):
                     try:
-                        return self.ledger.grant(
+                        grant = self.ledger.grant(
                             hosted.id, plan.wanted_ctx_len, is_auto=plan.is_auto, estimate=estimate
                         )
-                    except InsufficientMemory:
+                    except InsufficientMemory as error:
+                        others = self._others_placed(hosted)
+                        most = error.available_bytes + sum(self.ledger.bytes_of(other.id) for other in others)
+                        if error.needed_bytes > most:
+                            raise  # not even alone: nobody is unloaded for nothing
                         if self._unload_idle(hosted):
                             continue
-                        if not self._others_running(hosted) or time.monotonic() > deadline:
+                        if not others or time.monotonic() > deadline:
                             raise
+                    else:
+                        if attempt.is_cancelled:
+                            self.ledger.release(hosted.id)
+                            raise StartCancelled(f"{hosted.id} was stopped while it started")
+                        return grant
                 elif time.monotonic() > deadline:
                     raise EngineUnavailable(
                         f"{self.settings.max_loaded_models} models are running (max_loaded_models) and all of them are "
@@ -486,30 +525,33 @@ class Runtime:
 
     def _has_place_beside(self, hosted: HostedModel) -> bool:
         limit = self.settings.max_loaded_models
-        return not limit or len(self._others_running(hosted)) < limit
+        return not limit or len(self._others_placed(hosted)) < limit
 
-    def _others_running(self, hosted: HostedModel) -> list[HostedModel]:
+    def _others_placed(self, hosted: HostedModel) -> list[HostedModel]:
+        """The other models that run, or have been granted memory and are about to."""
         with self._lock:
             others = [other for other in self._hosted.values() if other is not hosted]
-        return [other for other in others if other.worker is not None]
+        return [other for other in others if other.worker is not None or self.ledger.bytes_of(other.id)]
 
     def _unload_idle(self, hosted: HostedModel) -> bool:
         """Stop the model that has been idle longest. False: none is idle."""
-        idle = sorted((other for other in self._others_running(hosted) if other.is_idle), key=lambda m: m.last_used)
+        idle = sorted((other for other in self._others_placed(hosted) if other.is_idle), key=lambda m: m.last_used)
         return any(self._stop(other, only_if_idle=True) for other in idle[:1])
 
     def _wait_for_idle(self, hosted: HostedModel) -> None:
         # Any of the others may become idle first; a short wait on the least recently used one, then all are looked at.
-        others = self._others_running(hosted)
+        others = self._others_placed(hosted)
         if others:
             other = min(others, key=lambda model: model.last_used)
             with other.changed:
-                other.changed.wait_for(lambda: other.is_idle or other.worker is None, timeout=0.2)
+                if not other.is_idle:
+                    other.changed.wait(PATIENCE_S)
 
     def _stop(self, hosted: HostedModel, *, only_if_idle: bool = False, is_reload: bool = False) -> bool:
         is_mine, worker = hosted.begin_stop(only_if_idle=only_if_idle, is_reload=is_reload)
         if not is_mine:
-            hosted.wait_while_stopping()
+            if not only_if_idle:
+                hosted.wait_while_cancelling()
             return False
         if worker is not None:
             worker.stop()

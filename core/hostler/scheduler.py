@@ -88,7 +88,7 @@ class Ticket:
         if not self._event.wait(timeout_s):
             return False
         if self.error is not None:
-            raise self.error
+            raise self.error.copy()  # others who wait have the same one
         return True
 
     def cancel(self, error: HostlerError | None = None) -> None:
@@ -149,10 +149,10 @@ class AdmissionQueue:
         """
         limit = self.queue_len if queue_len is None else queue_len
         with self._lock:
-            n_waiting = self._n_in_flight() + n - max(self.n_slots, n)
-            if n_waiting > limit:
+            n_beyond = max(0, self._n_in_flight() - self.n_slots)
+            if self._n_in_flight() + n - max(self.n_slots, n) > limit:
                 raise QueueFull(
-                    f"All {self.n_slots} slots of this model are busy and {self._n_in_flight() - self.n_slots} sequences "
+                    f"All {self.n_slots} slots of this model are busy and {n_beyond} sequences "
                     f"wait already (queue_len {limit}); try again in a moment",
                     retry_after_s=RETRY_AFTER_S,
                 )

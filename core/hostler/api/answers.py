@@ -135,8 +135,15 @@ def collect(
     texts: list[list[str]] = [[] for _ in range(n_choices)]
     logprobs: list[list[TokenLogprob]] = [[] for _ in range(n_choices)]
     finishes: dict[int, FinishEvent] = {}
+    looked_at = time.monotonic()
     with generation:
         for event in generation.events(POLL_S):
+            now = time.monotonic()
+            if now - looked_at >= POLL_S:  # nothing is written meanwhile, so nothing else would notice
+                looked_at = now
+                if is_client_gone():
+                    record.write("client_gone")
+                    raise RequestCancelled("The client has left")
             if isinstance(event, TextEvent):
                 record.text_came()
                 record.n_output += event.n_tokens
@@ -145,9 +152,6 @@ def collect(
             elif isinstance(event, FinishEvent):
                 check_finish(event)
                 finishes[event.index] = event
-            elif is_client_gone():
-                record.write("client_gone")
-                raise RequestCancelled("The client has left")
             elif event is not None:
                 record.n_prompt = event.n_total
     _check_complete(finishes, n_choices)

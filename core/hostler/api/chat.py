@@ -31,6 +31,7 @@ class Chat:
         record = open_record(req, new_id("chatcmpl-"), "")
         call = read_chat(read_object(req))
         model = self._runtime.model(call.model).manifest
+        record.model = model.id
         request = GenerateRequest(
             id=record.generation_id,
             model=model.id,

@@ -32,6 +32,7 @@ class Completions:
         record = open_record(req, new_id("cmpl-"), "")
         call = read_completion(read_object(req))
         model = self._runtime.model(call.model).manifest
+        record.model = model.id
         params = sampling_params(
             model.parameters,
             call.parameters,

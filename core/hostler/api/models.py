@@ -169,7 +169,8 @@ class Models:
                 "modelPath is not accepted over HTTP; use `hostler import`, or set allow_file_sources", param="modelPath"
             )
         try:
-            view = self._runtime.import_model(path, model_id, name)
+            with self._runtime.hold("import"):
+                view = self._runtime.import_model(path, model_id, name)
         except InvalidModelFile as error:
             # On import the file is the request's own fault; on a start it is the server's.
             raise InvalidRequest(error.message, param="modelPath") from error

@@ -446,7 +446,7 @@ class Supervisor:
                     log_path=self._log_path,
                     spawn=self._spawn,
                 )
-        except OSError as error:
+        except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: no more threads
             with self._changed:
                 self._run = None
                 self.exit_report = ExitReport("spawn_failed", detail=str(error))
@@ -557,7 +557,12 @@ class Supervisor:
                 # tells of it, may still find that a pause is due.
                 self._state = "starting"
                 self.info = None
-        # First the readers, so that whoever is told of the new state finds the old sequences settled.
+                was_running = True
+            else:
+                was_running = False
+        if was_running:
+            # First the scheduling, so that no place that the dead sequences give back is filled for this worker.
+            self._tell()
         run.table.worker_ended(report)
         with self._changed:
             run.has_ended = True
