@@ -35,9 +35,10 @@ def register_engines() -> Iterable[EngineSpec]:
             estimate=_estimate,
             context_length=_context_length,
             environment={
-                # Beside busy neighbours OpenMP's unlimited spinning made an 18 ms step last up to 3 s; 100 keeps 90 % of
-                # the idle machine's speed.
-                "GOMP_SPINCOUNT": "100",
+                # OpenMP's default, to spin without end, makes a step last up to 160 times as long beside busy neighbours;
+                # to sleep at once costs half the speed where a turn of the loop is short (at 100: 0.55 of llama-server,
+                # at 3,000: 0.98, at 10,000: 1.00; single stream, AMD EPYC). README says more.
+                "GOMP_SPINCOUNT": "10000",
                 # A fatal error otherwise forks a debugger for a trace before the worker may die.
                 "GGML_NO_BACKTRACE": "1",
             },
