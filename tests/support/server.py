@@ -268,6 +268,7 @@ def add_echo(home: Path, model_id: str = "echo", **content: Any) -> str:
         "source_url": source.as_uri(),
         "files": [{"path": str(source), "size_bytes": source.stat().st_size, "is_link": True}],
         "is_complete": True,
+        "parameters": {"temperature": 0},  # warmer, echo gets letters wrong
     }
     folder = home / "models" / quote(model_id, safe="")
     folder.mkdir(parents=True, exist_ok=True)
