@@ -79,7 +79,7 @@ def read_all(group: ReaderGroup) -> list[GenerationEvent]:
     events: list[GenerationEvent] = []
     while not group.is_done:
         events += next_events(group)
-    return events
+    return events + group.drain()  # raises what may have come together with the last events
 
 
 def read_on(group: ReaderGroup, into: list[GenerationEvent]) -> NoReturn:
