@@ -237,7 +237,8 @@ def test_cancel_while_waiting_for_a_slot_ends_the_sequence_without_output(runnin
 def test_cancel_right_after_submit_ends_the_sequence_whatever_it_is_doing(running: Supervisor) -> None:
     for _ in range(20):
         with running.reader_group() as group:
-            running.submit(group, 0, GREEDY, prompt="[[echo: flood]]x").cancel()
+            # Slowed: all of an undelayed flood can be written before the worker's reading thread gets a turn.
+            running.submit(group, 0, GREEDY, prompt="[[echo: flood delay_s=0.005]]x").cancel()
             assert finish_of(read_all(group)).reason is FinishReason.CANCELLED
 
 
