@@ -441,7 +441,7 @@ def pids_of(runtime: Runtime) -> set[int]:
     """Worker processes of this runtime that live, whether it still knows them or not."""
     import psutil
 
-    children = psutil.Process().children(recursive=True)
+    children = psutil.Process().children()  # direct ones: a server that tests share has its own
     return {child.pid for child in children if "hostler.worker.child" in " ".join(child.cmdline())}
 
 

@@ -383,6 +383,7 @@ def test_fifty_starts_and_stops_leave_no_descriptor_thread_or_memory_behind(tmp_
 
     once()
     process = psutil.Process()
+    children = process.children()  # a server that other tests share may be among them
     before = (process.num_fds(), threading.active_count(), shared_memory_mappings())
     for _ in range(50):
         once()
@@ -390,7 +391,7 @@ def test_fifty_starts_and_stops_leave_no_descriptor_thread_or_memory_behind(tmp_
         lambda: (process.num_fds(), threading.active_count(), shared_memory_mappings()) == before,
         "the return of every descriptor, thread and mapping",
     )
-    assert process.children() == []
+    assert process.children() == children
 
 
 def shared_memory_mappings() -> int:
