@@ -56,19 +56,23 @@ void register_cache(nb::module_& module) {
 
   nb::class_<CacheHandle>(module, "MappedFile", "One open file of the cache; a context manager. Any thread.")
       .def_prop_ro("path", &CacheHandle::path)
-      .def_prop_ro("size_bytes", [](const CacheHandle& handle) { return handle.file().size_bytes(); },
-                   "As it was when the file was mapped.")
-      .def("residency", [](const CacheHandle& handle) { return handle.file().residency(); }, Released(),
-           "Fraction of the file's pages in memory; None where the system does not say.")
+      .def_prop_ro(
+          "size_bytes", [](const CacheHandle& handle) { return handle.file().size_bytes(); },
+          "As it was when the file was mapped.")
+      .def(
+          "residency", [](const CacheHandle& handle) { return handle.file().residency(); }, Released(),
+          "Fraction of the file's pages in memory; None where the system does not say.")
       .def_prop_ro("is_closed", &CacheHandle::is_closed)
       .def("close", &CacheHandle::close, Released(), "Let the cache evict the file when it must. Twice is fine.")
-      .def("__enter__", [](nb::object self) { return self; }, nb::sig("def __enter__(self) -> MappedFile"))
-      .def("__exit__",
-           [](CacheHandle& handle, const nb::args&) {
-             const nb::gil_scoped_release released;
-             handle.close();
-           },
-           nb::sig("def __exit__(self, *args: object) -> None"));
+      .def(
+          "__enter__", [](nb::object self) { return self; }, nb::sig("def __enter__(self) -> MappedFile"))
+      .def(
+          "__exit__",
+          [](CacheHandle& handle, const nb::args&) {
+            const nb::gil_scoped_release released;
+            handle.close();
+          },
+          nb::sig("def __exit__(self, *args: object) -> None"));
 
   nb::class_<ModelCache>(module, "ModelCache", "Weight files kept warm under a budget; any thread may call any method.")
       .def(nb::new_([](std::uint64_t budget_bytes) { return ModelCache::create(budget_bytes); }), "budget_bytes"_a,
@@ -95,22 +99,19 @@ void register_cache(nb::module_& module) {
            "    CacheBudgetExceeded: The file is larger than the budget.\n"
            "    FileChanged: Somebody truncated it meanwhile.\n"
            "    OSError: It cannot be read.")
-      .def("pin", &ModelCache::pin, "path"_a, Released(),
-           nb::sig("def pin(self, path: str | os.PathLike[str]) -> None"),
+      .def("pin", &ModelCache::pin, "path"_a, Released(), nb::sig("def pin(self, path: str | os.PathLike[str]) -> None"),
            "Keep all of a file in memory until `unpin`; twice is as good as once.\n\n"
            "Raises:\n"
            "    CacheBudgetExceeded: All pinned files together would be larger than the budget.\n"
            "    OSError: The system refuses; the message names its limit.")
-      .def("unpin", &ModelCache::unpin, "path"_a, Released(),
-           nb::sig("def unpin(self, path: str | os.PathLike[str]) -> bool"),
+      .def("unpin", &ModelCache::unpin, "path"_a, Released(), nb::sig("def unpin(self, path: str | os.PathLike[str]) -> bool"),
            "Undo `pin`; False when the file was not pinned.")
       .def("residency", &ModelCache::residency, "path"_a, Released(),
            nb::sig("def residency(self, path: str | os.PathLike[str]) -> float | None"),
            "Fraction of a file's pages in memory, 0 to 1, whoever brought them there; the file need not be cached.\n\n"
            "None where the system does not say: on Windows, and on Linux for a file that this user neither owns nor\n"
            "may write.")
-      .def("evict", &ModelCache::evict, "path"_a, Released(),
-           nb::sig("def evict(self, path: str | os.PathLike[str]) -> bool"),
+      .def("evict", &ModelCache::evict, "path"_a, Released(), nb::sig("def evict(self, path: str | os.PathLike[str]) -> bool"),
            "Give a file's memory back; False when it is not in the cache.\n\n"
            "Raises:\n"
            "    CacheEntryInUse: It is open or pinned.")

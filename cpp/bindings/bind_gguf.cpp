@@ -79,7 +79,8 @@ void register_gguf(nb::module_& module) {
       .def_ro("n_bytes", &TensorTypeUse::n_bytes, "0 where the type is unknown.");
 
   nb::class_<GgufTensor>(module, "GgufTensor", "Where one tensor lies.")
-      .def_prop_ro("name", [](const GgufTensor& tensor) { return text_of(tensor.name); }, nb::sig("def name(self) -> str"))
+      .def_prop_ro(
+          "name", [](const GgufTensor& tensor) { return text_of(tensor.name); }, nb::sig("def name(self) -> str"))
       .def_prop_ro("type",
                    [](const GgufTensor& tensor) {
                      const TensorType* type = find_tensor_type(tensor.type);
@@ -101,23 +102,23 @@ void register_gguf(nb::module_& module) {
       .def_ro("tensor_bytes", &GgufHeader::tensor_bytes, "Of all tensors whose type is known.")
       .def_ro("tensor_types", &GgufHeader::tensor_types, "Most bytes first.")
       .def_ro("tensors", &GgufHeader::tensors, "Empty unless asked for.")
-      .def("metadata",
-           [](const GgufHeader& header) {
-             nb::dict metadata;
-             for (const auto& [key, value] : header.metadata) metadata[text_of(key)] = object_of(value);
-             return metadata;
-           },
-           nb::sig("def metadata(self) -> dict[str, str | int | float | bool | "
-                   "list[str | int | float | bool] | tuple[str, int]]"),
-           "A new dict of the pairs in the file's order. An array is a list, or (item type, length) if it is long and\n"
-           "was not asked for.");
+      .def(
+          "metadata",
+          [](const GgufHeader& header) {
+            nb::dict metadata;
+            for (const auto& [key, value] : header.metadata) metadata[text_of(key)] = object_of(value);
+            return metadata;
+          },
+          nb::sig("def metadata(self) -> dict[str, str | int | float | bool | "
+                  "list[str | int | float | bool] | tuple[str, int]]"),
+          "A new dict of the pairs in the file's order. An array is a list, or (item type, length) if it is long and\n"
+          "was not asked for.");
 
   module.def(
       "read_gguf_header",
       [](const std::filesystem::path& path, const std::vector<std::string>& list_keys, bool with_tensors,
          const GgufLimits& limits) { return read(path, GgufRequest{limits, list_keys, with_tensors}); },
-      "path"_a, nb::kw_only(), "list_keys"_a = std::vector<std::string>{}, "with_tensors"_a = false,
-      "limits"_a = GgufLimits{},
+      "path"_a, nb::kw_only(), "list_keys"_a = std::vector<std::string>{}, "with_tensors"_a = false, "limits"_a = GgufLimits{},
       nb::sig("def read_gguf_header(path: str | os.PathLike[str], *, list_keys: collections.abc.Sequence[str] = (), "
               "with_tensors: bool = False, limits: GgufLimits = ...) -> GgufHeader"),
       "Read and check a GGUF file's header, the GIL released; tensor data is not touched.\n\n"

@@ -62,8 +62,8 @@ nb::list drain(RingReader& reader, std::size_t max_frames) {
   return frames;
 }
 
-bool wait(const std::shared_ptr<RingSegment>& segment, std::uint32_t wake_index,
-          const std::vector<std::uint32_t>& rings, double timeout_s) {
+bool wait(const std::shared_ptr<RingSegment>& segment, std::uint32_t wake_index, const std::vector<std::uint32_t>& rings,
+          double timeout_s) {
   using Clock = std::chrono::steady_clock;
   if (!(timeout_s >= 0.0)) throw nb::value_error("timeout_s must be 0 or more (inf waits until something comes)");
   constexpr double kForeverS = 3.0e8;  // ten years
@@ -119,8 +119,7 @@ void register_ring(nb::module_& module) {
            "Raises:\n"
            "    IndexError: There is no such wake word.\n"
            "    RingCorrupt: The writer's index cannot be.")
-      .def("drain", &drain, "max_frames"_a = 256,
-           nb::sig("def drain(self, max_frames: int = 256) -> list[tuple[int, bytes]]"),
+      .def("drain", &drain, "max_frames"_a = 256, nb::sig("def drain(self, max_frames: int = 256) -> list[tuple[int, bytes]]"),
            "Take up to `max_frames` frames of the opened generation, oldest first, without waiting.\n\n"
            "Returns:\n"
            "    (kind, payload) of each; empty when there is none.\n\n"
@@ -140,21 +139,24 @@ void register_ring(nb::module_& module) {
                   "Raises:\n"
                   "    ValueError: A size is out of range.\n"
                   "    OSError: The system gives no such memory.")
-      .def_static("attach", [](const std::string& handle) { return RingSegment::attach(handle); }, "handle"_a,
-                  "Map the segment that `handle_for_child()` named in the host (worker).\n\n"
-                  "Raises:\n"
-                  "    ValueError: The text is no handle.\n"
-                  "    OSError: The descriptor was not passed to this process, or the name is gone.\n"
-                  "    RingCorrupt: The memory holds no segment of this version.")
-      .def("handle_for_child", [](const RingSegment& segment) { return segment.memory().handle_for_child(); },
-           "What the worker gives to `attach`: \"fd:N\" on Linux (pass on `pass_fds`, too), \"name:...\" elsewhere.")
-      .def_prop_ro("pass_fds",
-                   [](const RingSegment& segment) {
-                     const int fd = segment.memory().fd();
-                     return fd >= 0 ? nb::object(nb::make_tuple(fd)) : nb::object(nb::make_tuple());
-                   },
-                   nb::sig("def pass_fds(self) -> tuple[int, ...]"),
-                   "Descriptors for `subprocess.Popen(pass_fds=...)`; empty where memory goes by name.")
+      .def_static(
+          "attach", [](const std::string& handle) { return RingSegment::attach(handle); }, "handle"_a,
+          "Map the segment that `handle_for_child()` named in the host (worker).\n\n"
+          "Raises:\n"
+          "    ValueError: The text is no handle.\n"
+          "    OSError: The descriptor was not passed to this process, or the name is gone.\n"
+          "    RingCorrupt: The memory holds no segment of this version.")
+      .def(
+          "handle_for_child", [](const RingSegment& segment) { return segment.memory().handle_for_child(); },
+          "What the worker gives to `attach`: \"fd:N\" on Linux (pass on `pass_fds`, too), \"name:...\" elsewhere.")
+      .def_prop_ro(
+          "pass_fds",
+          [](const RingSegment& segment) {
+            const int fd = segment.memory().fd();
+            return fd >= 0 ? nb::object(nb::make_tuple(fd)) : nb::object(nb::make_tuple());
+          },
+          nb::sig("def pass_fds(self) -> tuple[int, ...]"),
+          "Descriptors for `subprocess.Popen(pass_fds=...)`; empty where memory goes by name.")
       .def_prop_ro("n_rings", &RingSegment::n_rings)
       .def_prop_ro("n_wakes", &RingSegment::n_wakes)
       .def_prop_ro("ring_bytes", &RingSegment::ring_bytes)
@@ -179,12 +181,14 @@ void register_ring(nb::module_& module) {
            "    ValueError: `timeout_s` is negative or no number.\n"
            "    RingClosed: This side has closed the segment.\n"
            "    KeyboardInterrupt: Ctrl-C, in the main thread.")
-      .def("writer", [](std::shared_ptr<RingSegment> segment, std::uint32_t ring) {
-            return RingWriter(std::move(segment), ring);
-          }, "ring"_a, "The writing end of a ring (worker).")
-      .def("reader", [](std::shared_ptr<RingSegment> segment, std::uint32_t ring) {
-            return RingReader(std::move(segment), ring);
-          }, "ring"_a, "The reading end of a ring (host).")
+      .def(
+          "writer",
+          [](std::shared_ptr<RingSegment> segment, std::uint32_t ring) { return RingWriter(std::move(segment), ring); },
+          "ring"_a, "The writing end of a ring (worker).")
+      .def(
+          "reader",
+          [](std::shared_ptr<RingSegment> segment, std::uint32_t ring) { return RingReader(std::move(segment), ring); },
+          "ring"_a, "The reading end of a ring (host).")
       .def("close", &RingSegment::close,
            "Tell the peer that this side is done; waits return and later calls raise RingClosed. Twice is fine.")
       .def_prop_ro("is_closed", &RingSegment::is_closed)

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <initializer_list>
 #include <limits>
 #include <string>
 #include <unordered_set>
@@ -16,6 +17,23 @@ namespace {
 constexpr std::uint64_t kMaxI64 = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
 constexpr std::uint32_t kMaxDims = 4;  // GGML_MAX_DIMS
 constexpr std::uint64_t kMaxAlignment = std::uint64_t{1} << 24U;
+
+/// A piece of an error message. A list of them compiles to a tenth of what a chain of string sums does.
+struct Part {
+  Part(std::string_view piece) : text(piece) {}                  // NOLINT(google-explicit-constructor): meant
+  Part(const char* piece) : text(piece) {}                       // NOLINT(google-explicit-constructor)
+  Part(const std::string& piece) : text(piece) {}                // NOLINT(google-explicit-constructor)
+  Part(std::uint64_t value) : number(value), is_number(true) {}  // NOLINT(google-explicit-constructor)
+  std::string_view text;
+  std::uint64_t number = 0;
+  bool is_number = false;
+};
+
+std::string sentence(std::initializer_list<Part> parts) {
+  std::string text;
+  for (const Part& part : parts) text += part.is_number ? std::to_string(part.number) : std::string(part.text);
+  return text;
+}
 
 /// Where the bytes come from: a file, or memory.
 class Source {
@@ -33,9 +51,7 @@ class FileSource final : public Source {
  public:
   explicit FileSource(const std::filesystem::path& path) : file_(path) {}
   std::uint64_t size() const override { return file_.size_bytes(); }
-  std::size_t read(std::uint64_t offset, std::span<std::byte> target) const override {
-    return file_.read_at(offset, target);
-  }
+  std::size_t read(std::uint64_t offset, std::span<std::byte> target) const override { return file_.read_at(offset, target); }
 
  private:
   RandomAccessFile file_;
@@ -68,10 +84,10 @@ class Cursor {
     // INVARIANT: position_ <= end_
     if (n_bytes <= end_ - position_) return;
     if (end_ < file_bytes_) {
-      throw GgufError("its header takes more than " + std::to_string(end_) + " bytes, which no model needs", position_);
+      throw GgufError(sentence({"its header takes more than ", end_, " bytes, which no model needs"}), position_);
     }
-    throw GgufError("the file ends in its header: it has " + std::to_string(file_bytes_) + " bytes and needs " +
-                        std::to_string(n_bytes) + " more here; download it again",
+    throw GgufError(sentence({"the file ends in its header: it has ", file_bytes_, " bytes and needs ", n_bytes,
+                              " more here; download it again"}),
                     position_);
   }
 
@@ -125,11 +141,19 @@ class Cursor {
 /// Bytes of one value; 0 for strings and arrays, whose size is in the file.
 std::uint64_t scalar_bytes(GgufType type) noexcept {
   switch (type) {
-    case GgufType::kU8: case GgufType::kI8: case GgufType::kBool: return 1;
-    case GgufType::kU16: case GgufType::kI16: return 2;
-    case GgufType::kU32: case GgufType::kI32: case GgufType::kF32: return 4;
-    case GgufType::kU64: case GgufType::kI64: case GgufType::kF64: return 8;
-    case GgufType::kString: case GgufType::kArray: break;
+    case GgufType::kU8:
+    case GgufType::kI8:
+    case GgufType::kBool: return 1;
+    case GgufType::kU16:
+    case GgufType::kI16: return 2;
+    case GgufType::kU32:
+    case GgufType::kI32:
+    case GgufType::kF32: return 4;
+    case GgufType::kU64:
+    case GgufType::kI64:
+    case GgufType::kF64: return 8;
+    case GgufType::kString:
+    case GgufType::kArray: break;
   }
   return 0;
 }
@@ -183,29 +207,27 @@ class Parser {
   }
 
  private:
-  [[noreturn]] void fail(const std::string& reason) const { throw GgufError(reason, cursor_.position()); }
+  [[noreturn]] void fail(std::initializer_list<Part> reason) const { throw GgufError(sentence(reason), cursor_.position()); }
 
   void read_preamble() {
-    if (header_.file_bytes < 4) fail("the file has " + std::to_string(header_.file_bytes) + " bytes, it is no GGUF");
+    if (header_.file_bytes < 4) fail({"the file has ", header_.file_bytes, " bytes, it is no GGUF"});
     std::array<std::byte, 4> magic;
     cursor_.copy(magic);
     if (std::memcmp(magic.data(), "GGUF", 4) != 0) throw GgufError("it does not begin with \"GGUF\": it is no GGUF", 0);
     header_.version = cursor_.number<std::uint32_t>();
     if (header_.version != 0 && (header_.version & 0xFFFFU) == 0) {
-      fail("it is a big-endian GGUF; hostler reads little-endian ones");
+      fail({"it is a big-endian GGUF; hostler reads little-endian ones"});
     }
     if (header_.version < 2 || header_.version > 3) {
-      fail("it has GGUF version " + std::to_string(header_.version) + "; hostler reads 2 and 3");
+      fail({"it has GGUF version ", header_.version, "; hostler reads 2 and 3"});
     }
     header_.n_tensors = cursor_.number<std::uint64_t>();
     if (header_.n_tensors > limits_.max_tensors) {
-      fail("it claims " + std::to_string(header_.n_tensors) + " tensors; " + std::to_string(limits_.max_tensors) +
-           " are allowed");
+      fail({"it claims ", header_.n_tensors, " tensors; ", limits_.max_tensors, " are allowed"});
     }
     n_metadata_ = cursor_.number<std::uint64_t>();
     if (n_metadata_ > limits_.max_metadata) {
-      fail("it claims " + std::to_string(n_metadata_) + " metadata pairs; " + std::to_string(limits_.max_metadata) +
-           " are allowed");
+      fail({"it claims ", n_metadata_, " metadata pairs; ", limits_.max_metadata, " are allowed"});
     }
   }
 
@@ -214,8 +236,8 @@ class Parser {
     for (std::uint64_t i = 0; i < n_metadata_; ++i) {
       const std::uint64_t at = cursor_.position();
       std::string key = read_string(limits_.max_key_bytes, "a metadata key");
-      if (key.empty() || !is_clean_utf8(key)) throw GgufError("metadata key " + std::to_string(i) + " is no name", at);
-      if (!keys.insert(key).second) throw GgufError("metadata key '" + key + "' comes twice", at);
+      if (key.empty() || !is_clean_utf8(key)) throw GgufError(sentence({"metadata key ", i, " is no name"}), at);
+      if (!keys.insert(key).second) throw GgufError(sentence({"metadata key '", key, "' comes twice"}), at);
       const GgufType type = read_type();
       GgufValue value = read_value(type, key);
       if (key == "general.alignment") set_alignment(type, value);
@@ -225,9 +247,9 @@ class Parser {
 
   void set_alignment(GgufType type, const GgufValue& value) {
     const auto* number = std::get_if<std::uint64_t>(&value.value);
-    if (type != GgufType::kU32 || number == nullptr) fail("general.alignment is no uint32");
+    if (type != GgufType::kU32 || number == nullptr) fail({"general.alignment is no uint32"});
     if (!std::has_single_bit(*number) || *number > kMaxAlignment) {
-      fail("general.alignment is " + std::to_string(*number) + "; it must be a power of two");
+      fail({"general.alignment is ", *number, "; it must be a power of two"});
     }
     header_.alignment = *number;
   }
@@ -235,7 +257,7 @@ class Parser {
   GgufType read_type() {
     const auto type = static_cast<GgufType>(cursor_.number<std::uint32_t>());
     if (gguf_type_name(type).empty()) {
-      fail("value type " + std::to_string(static_cast<std::uint32_t>(type)) + " does not exist");
+      fail({"value type ", static_cast<std::uint32_t>(type), " does not exist"});
     }
     return type;
   }
@@ -250,8 +272,7 @@ class Parser {
   std::uint64_t string_length(std::uint64_t max_bytes, const char* what) {
     const auto length = cursor_.number<std::uint64_t>();
     if (length > max_bytes) {
-      fail(std::string(what) + " claims " + std::to_string(length) + " bytes; " + std::to_string(max_bytes) +
-           " are allowed");
+      fail({what, " claims ", length, " bytes; ", max_bytes, " are allowed"});
     }
     cursor_.need(length);  // before anything of that length is allocated
     return length;
@@ -278,21 +299,18 @@ class Parser {
       case GgufType::kString: return GgufValue{read_string(limits_.max_string_bytes, "a metadata value")};
       case GgufType::kArray: break;
     }
-    fail("an array where none can be");
+    fail({"an array where none can be"});
   }
 
   GgufArray read_array(const std::string& key) {
     GgufArray array;
     array.item_type = read_type();
     array.length = array_length(array.item_type);
-    const bool is_wanted =
-        std::find(request_.list_keys.begin(), request_.list_keys.end(), key) != request_.list_keys.end();
+    const bool is_wanted = std::find(request_.list_keys.begin(), request_.list_keys.end(), key) != request_.list_keys.end();
     if (is_wanted && array.length > limits_.max_asked_array_length) {
-      fail("'" + key + "' has " + std::to_string(array.length) + " items; " +
-           std::to_string(limits_.max_asked_array_length) + " can be listed");
+      fail({"'", key, "' has ", array.length, " items; ", limits_.max_asked_array_length, " can be listed"});
     }
-    array.is_listed =
-        array.item_type != GgufType::kArray && (is_wanted || array.length <= limits_.max_listed_array_length);
+    array.is_listed = array.item_type != GgufType::kArray && (is_wanted || array.length <= limits_.max_listed_array_length);
     if (!array.is_listed) {
       skip_items(array.item_type, array.length, 1);
       return array;
@@ -305,8 +323,7 @@ class Parser {
   std::uint64_t array_length(GgufType item_type) {
     const auto length = cursor_.number<std::uint64_t>();
     if (length > limits_.max_array_length) {
-      fail("an array claims " + std::to_string(length) + " items; " + std::to_string(limits_.max_array_length) +
-           " are allowed");
+      fail({"an array claims ", length, " items; ", limits_.max_array_length, " are allowed"});
     }
     const std::uint64_t scalar = scalar_bytes(item_type);
     const std::uint64_t least = scalar > 0 ? scalar : item_type == GgufType::kString ? 8 : 12;
@@ -320,8 +337,7 @@ class Parser {
       return;
     }
     if (item_type == GgufType::kArray && depth >= limits_.max_array_depth) {
-      fail("arrays lie " + std::to_string(depth + 1) + " deep in each other; " +
-           std::to_string(limits_.max_array_depth) + " are allowed");
+      fail({"arrays lie ", depth + 1, " deep in each other; ", limits_.max_array_depth, " are allowed"});
     }
     for (std::uint64_t i = 0; i < length; ++i) {
       if (item_type == GgufType::kString) {
@@ -340,9 +356,9 @@ class Parser {
       const std::uint64_t at = cursor_.position();
       GgufTensor tensor = read_tensor();
       if (tensor.name.empty() || !is_clean_utf8(tensor.name)) {
-        throw GgufError("tensor " + std::to_string(i) + " has no name that could be shown", at);
+        throw GgufError(sentence({"tensor ", i, " has no name that could be shown"}), at);
       }
-      if (!names.insert(tensor.name).second) throw GgufError("tensor '" + tensor.name + "' comes twice", at);
+      if (!names.insert(tensor.name).second) throw GgufError(sentence({"tensor '", tensor.name, "' comes twice"}), at);
       if (tensor.n_elements > kMaxI64 - header_.n_elements || tensor.n_bytes > kMaxI64 - header_.tensor_bytes) {
         throw GgufError("its tensors together are larger than any file", at);
       }
@@ -362,13 +378,13 @@ class Parser {
     tensor.name = read_string(limits_.max_tensor_name_bytes, "a tensor's name");
     const auto n_dims = cursor_.number<std::uint32_t>();
     if (n_dims > kMaxDims) {
-      fail("tensor '" + shown(tensor.name) + "' claims " + std::to_string(n_dims) + " dimensions; 4 are allowed");
+      fail({"tensor '", shown(tensor.name), "' claims ", n_dims, " dimensions; 4 are allowed"});
     }
     tensor.n_elements = 1;
     for (std::uint32_t i = 0; i < n_dims; ++i) {
       const auto dim = cursor_.number<std::uint64_t>();
       if (dim > kMaxI64 || (dim != 0 && tensor.n_elements > kMaxI64 / dim)) {
-        fail("the dimensions of tensor '" + shown(tensor.name) + "' multiply to more than 2^63");
+        fail({"the dimensions of tensor '", shown(tensor.name), "' multiply to more than 2^63"});
       }
       tensor.n_elements *= dim;
       tensor.dims.push_back(dim);
@@ -378,12 +394,12 @@ class Parser {
     if (const TensorType* type = find_tensor_type(tensor.type)) {
       const std::uint64_t row = tensor.dims.empty() ? 1 : tensor.dims[0];
       if (row % type->block_elements != 0) {
-        fail("tensor '" + shown(tensor.name) + "' has rows of " + std::to_string(row) + " values, which is no multiple of " +
-             std::to_string(type->block_elements) + ", the block of " + std::string(type->name));
+        fail({"tensor '", shown(tensor.name), "' has rows of ", row, " values, which is no multiple of ", type->block_elements,
+              ", the block of ", type->name});
       }
       const std::uint64_t n_blocks = tensor.n_elements / type->block_elements;
       if (n_blocks > kMaxI64 / type->block_bytes) {
-        fail("tensor '" + shown(tensor.name) + "' is larger than any file");
+        fail({"tensor '", shown(tensor.name), "' is larger than any file"});
       }
       tensor.n_bytes = n_blocks * type->block_bytes;
     }
@@ -394,14 +410,13 @@ class Parser {
   void place(std::vector<GgufTensor>& tensors) {
     for (GgufTensor& tensor : tensors) {
       if (tensor.offset % header_.alignment != 0) {
-        fail("tensor '" + tensor.name + "' begins at offset " + std::to_string(tensor.offset) +
-             ", which is no multiple of the alignment " + std::to_string(header_.alignment));
+        fail({"tensor '", tensor.name, "' begins at offset ", tensor.offset, ", which is no multiple of the alignment ",
+              header_.alignment});
       }
       if (header_.data_offset > header_.file_bytes || tensor.offset > header_.file_bytes - header_.data_offset ||
           tensor.n_bytes > header_.file_bytes - header_.data_offset - tensor.offset) {
-        fail("tensor '" + tensor.name + "' (" + std::to_string(tensor.n_bytes) + " bytes from data offset " +
-             std::to_string(tensor.offset) + ") ends after the file, which has " + std::to_string(header_.file_bytes) +
-             " bytes: it is truncated, download it again");
+        fail({"tensor '", tensor.name, "' (", tensor.n_bytes, " bytes from data offset ", tensor.offset,
+              ") ends after the file, which has ", header_.file_bytes, " bytes: it is truncated, download it again"});
       }
       tensor.offset += header_.data_offset;
     }
@@ -414,7 +429,7 @@ class Parser {
               [](const GgufTensor* a, const GgufTensor* b) { return a->offset < b->offset; });
     for (std::size_t i = 1; i < by_offset.size(); ++i) {
       if (by_offset[i - 1]->offset + by_offset[i - 1]->n_bytes > by_offset[i]->offset) {
-        fail("tensors '" + by_offset[i - 1]->name + "' and '" + by_offset[i]->name + "' share bytes of the file");
+        fail({"tensors '", by_offset[i - 1]->name, "' and '", by_offset[i]->name, "' share bytes of the file"});
       }
     }
   }
@@ -426,7 +441,7 @@ class Parser {
       auto use = std::find_if(header_.tensor_types.begin(), header_.tensor_types.end(),
                               [&](const TensorTypeUse& candidate) { return candidate.type == name; });
       if (use == header_.tensor_types.end()) {
-        if (header_.tensor_types.size() >= kMaxTypes) fail("its tensors claim too many different types");
+        if (header_.tensor_types.size() >= kMaxTypes) fail({"its tensors claim too many different types"});
         use = header_.tensor_types.insert(use, TensorTypeUse{name, 0, 0, 0});
       }
       ++use->n_tensors;

@@ -7,9 +7,10 @@
 namespace hostler {
 namespace {
 
-constexpr std::array<std::string_view, 13> kTypeNames{"uint8",  "int8", "uint16", "int16", "uint32", "int32", "float32",
-                                                      "bool",   "string", "array", "uint64", "int64", "float64"};
+constexpr std::array<std::string_view, 13> kTypeNames{"uint8", "int8",   "uint16", "int16",  "uint32", "int32",  "float32",
+                                                      "bool",  "string", "array",  "uint64", "int64",  "float64"};
 
+// clang-format off: one type a place
 constexpr TensorType kTensorTypes[] = {
     {0, "F32", 1, 4},         {1, "F16", 1, 2},        {2, "Q4_0", 32, 18},     {3, "Q4_1", 32, 20},
     {6, "Q5_0", 32, 22},      {7, "Q5_1", 32, 24},     {8, "Q8_0", 32, 34},     {9, "Q8_1", 32, 36},
@@ -21,6 +22,7 @@ constexpr TensorType kTensorTypes[] = {
     {30, "BF16", 1, 2},       {34, "TQ1_0", 256, 54},  {35, "TQ2_0", 256, 66},  {39, "MXFP4", 32, 17},
     {40, "NVFP4", 64, 36},    {41, "Q1_0", 128, 18},   {42, "Q2_0", 64, 18},
 };
+// clang-format on
 
 }  // namespace
 

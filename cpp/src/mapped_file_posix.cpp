@@ -36,7 +36,7 @@ std::shared_ptr<MappedFile> MappedFile::open(const std::filesystem::path& path) 
   mapped->address_ = address;
 #if defined(__linux__)
   // The kernel's own rule (can_do_mincore); for any other file mincore says "resident" of every page.
-  struct stat status {};
+  struct stat status{};
   mapped->is_residency_known_ = ::geteuid() == 0 || (::fstat(fd, &status) == 0 && status.st_uid == ::geteuid()) ||
                                 ::faccessat(AT_FDCWD, path.c_str(), W_OK, AT_EACCESS) == 0;
 #else

@@ -38,7 +38,7 @@ std::string quoted(const std::filesystem::path& path) {
 }
 
 FileIdentity RandomAccessFile::identify(const std::filesystem::path& path) {
-  struct stat status {};
+  struct stat status{};
   if (::stat(path.c_str(), &status) != 0) fail("cannot look at " + quoted(path));
   return identity_of(status);
 }
@@ -47,7 +47,7 @@ RandomAccessFile::RandomAccessFile(const std::filesystem::path& path) : path_(pa
   // O_NONBLOCK: a named pipe in a model folder must not hang whoever lists it.
   fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd_ < 0) fail("cannot open " + quoted(path));
-  struct stat status {};
+  struct stat status{};
   if (::fstat(fd_, &status) != 0) {
     const int error = errno;
     ::close(fd_);
@@ -70,8 +70,7 @@ RandomAccessFile::~RandomAccessFile() {
 std::size_t RandomAccessFile::read_at(std::uint64_t offset, std::span<std::byte> target) const {
   std::size_t n_done = 0;
   while (n_done < target.size()) {
-    const ssize_t n_read =
-        ::pread(fd_, target.data() + n_done, target.size() - n_done, static_cast<off_t>(offset + n_done));
+    const ssize_t n_read = ::pread(fd_, target.data() + n_done, target.size() - n_done, static_cast<off_t>(offset + n_done));
     if (n_read == 0) break;
     if (n_read < 0) {
       if (errno == EINTR) continue;

@@ -32,8 +32,8 @@ FileIdentity RandomAccessFile::identify(const std::filesystem::path& path) { ret
 
 RandomAccessFile::RandomAccessFile(const std::filesystem::path& path) : path_(path) {
   // FILE_SHARE_DELETE: a user may delete or replace a model that we only keep warm.
-  HANDLE file = ::CreateFileW(path.c_str(), GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE,
-                              nullptr, OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, nullptr);
+  HANDLE file = ::CreateFileW(path.c_str(), GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE, nullptr,
+                              OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, nullptr);
   if (file == INVALID_HANDLE_VALUE) fail("cannot open " + quoted(path));
   BY_HANDLE_FILE_INFORMATION information{};
   if (::GetFileType(file) != FILE_TYPE_DISK || ::GetFileInformationByHandle(file, &information) == 0) {
@@ -63,8 +63,7 @@ std::size_t RandomAccessFile::read_at(std::uint64_t offset, std::span<std::byte>
     position.OffsetHigh = static_cast<DWORD>((offset + n_done) >> 32U);
     const auto wanted = static_cast<DWORD>(std::min(target.size() - n_done, kMaxReadBytes));
     DWORD n_read = 0;
-    if (::ReadFile(handle_, target.data() + n_done, wanted, &n_read, &position) == 0 &&
-        ::GetLastError() != ERROR_HANDLE_EOF) {
+    if (::ReadFile(handle_, target.data() + n_done, wanted, &n_read, &position) == 0 && ::GetLastError() != ERROR_HANDLE_EOF) {
       fail("cannot read " + quoted(path_) + " at byte " + std::to_string(offset + n_done));
     }
     if (n_read == 0) break;

@@ -43,7 +43,7 @@ std::byte* map_shared(int fd, std::size_t bytes) {
 }
 
 std::size_t size_of(int fd) {
-  struct stat status {};
+  struct stat status{};
   if (::fstat(fd, &status) != 0) fail("cannot read the size of the token ring's shared memory");
   if (status.st_size <= 0) throw std::invalid_argument("the descriptor is no shared memory: it is empty");
   return static_cast<std::size_t>(status.st_size);
@@ -124,9 +124,7 @@ SharedMemory SharedMemory::attach(std::string_view handle) {
   return memory;
 }
 
-std::string SharedMemory::handle_for_child() const {
-  return fd_ >= 0 ? "fd:" + std::to_string(fd_) : "name:" + name_;
-}
+std::string SharedMemory::handle_for_child() const { return fd_ >= 0 ? "fd:" + std::to_string(fd_) : "name:" + name_; }
 
 void SharedMemory::release() noexcept {
   if (data_ != nullptr) ::munmap(data_, size_);
@@ -138,29 +136,6 @@ void SharedMemory::release() noexcept {
   fd_ = -1;
   owns_name_ = false;
 }
-
-SharedMemory::SharedMemory(SharedMemory&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)),
-      size_(std::exchange(other.size_, 0)),
-      fd_(std::exchange(other.fd_, -1)),
-      os_handle_(std::exchange(other.os_handle_, nullptr)),
-      name_(std::move(other.name_)),
-      owns_name_(std::exchange(other.owns_name_, false)) {}
-
-SharedMemory& SharedMemory::operator=(SharedMemory&& other) noexcept {
-  if (this != &other) {
-    release();
-    data_ = std::exchange(other.data_, nullptr);
-    size_ = std::exchange(other.size_, 0);
-    fd_ = std::exchange(other.fd_, -1);
-    os_handle_ = std::exchange(other.os_handle_, nullptr);
-    name_ = std::move(other.name_);
-    owns_name_ = std::exchange(other.owns_name_, false);
-  }
-  return *this;
-}
-
-SharedMemory::~SharedMemory() { release(); }
 
 }  // namespace hostler
 

@@ -9,7 +9,6 @@
 #include <random>
 #include <stdexcept>
 #include <system_error>
-#include <utility>
 
 #include "hostler/shm.h"
 
@@ -34,8 +33,8 @@ SharedMemory SharedMemory::create(std::size_t bytes) {
   SharedMemory memory;
   memory.name_ = random_name();
   const auto wide = static_cast<std::uint64_t>(bytes);
-  HANDLE mapping = ::CreateFileMappingA(INVALID_HANDLE_VALUE, nullptr, PAGE_READWRITE,
-                                        static_cast<DWORD>(wide >> 32U), static_cast<DWORD>(wide), memory.name_.c_str());
+  HANDLE mapping = ::CreateFileMappingA(INVALID_HANDLE_VALUE, nullptr, PAGE_READWRITE, static_cast<DWORD>(wide >> 32U),
+                                        static_cast<DWORD>(wide), memory.name_.c_str());
   if (mapping == nullptr) fail("cannot create the token ring's shared memory (CreateFileMapping)");
   memory.os_handle_ = mapping;
   if (::GetLastError() == ERROR_ALREADY_EXISTS) {
@@ -74,29 +73,6 @@ void SharedMemory::release() noexcept {
   data_ = nullptr;
   os_handle_ = nullptr;
 }
-
-SharedMemory::SharedMemory(SharedMemory&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)),
-      size_(std::exchange(other.size_, 0)),
-      fd_(std::exchange(other.fd_, -1)),
-      os_handle_(std::exchange(other.os_handle_, nullptr)),
-      name_(std::move(other.name_)),
-      owns_name_(std::exchange(other.owns_name_, false)) {}
-
-SharedMemory& SharedMemory::operator=(SharedMemory&& other) noexcept {
-  if (this != &other) {
-    release();
-    data_ = std::exchange(other.data_, nullptr);
-    size_ = std::exchange(other.size_, 0);
-    fd_ = std::exchange(other.fd_, -1);
-    os_handle_ = std::exchange(other.os_handle_, nullptr);
-    name_ = std::move(other.name_);
-    owns_name_ = std::exchange(other.owns_name_, false);
-  }
-  return *this;
-}
-
-SharedMemory::~SharedMemory() { release(); }
 
 }  // namespace hostler
 

@@ -38,8 +38,7 @@ Slept Sleeper::sleep(std::uint32_t /*index*/, std::atomic<std::uint32_t>& word, 
   timespec relative{};
   relative.tv_sec = static_cast<std::time_t>(timeout.count() / 1'000'000'000);
   relative.tv_nsec = static_cast<long>(timeout.count() % 1'000'000'000);
-  const long result = ::syscall(SYS_futex, reinterpret_cast<std::uint32_t*>(&word), FUTEX_WAIT, seen, &relative,
-                                nullptr, 0);
+  const long result = ::syscall(SYS_futex, reinterpret_cast<std::uint32_t*>(&word), FUTEX_WAIT, seen, &relative, nullptr, 0);
   if (result == 0 || errno == EAGAIN) return Slept::kChanged;
   if (errno == ETIMEDOUT) return Slept::kTimedOut;
   if (errno == EINTR) return Slept::kInterrupted;

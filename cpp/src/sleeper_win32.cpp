@@ -17,7 +17,7 @@ namespace hostler {
 
 struct Sleeper::Events {
   std::string name;
-  std::mutex mutex;  // guards `handles`
+  std::mutex mutex;             // guards `handles`
   std::vector<HANDLE> handles;  // made at first use by either side; nullptr until then
 
   HANDLE get(std::uint32_t index) {
@@ -55,13 +55,10 @@ Slept Sleeper::sleep(std::uint32_t index, std::atomic<std::uint32_t>& word, std:
   const std::int64_t wanted_ms = std::max<std::int64_t>((timeout.count() + 999'999) / 1'000'000, 1);
   const bool is_sliced = wanted_ms > kSliceMs;
   switch (::WaitForSingleObject(event, static_cast<DWORD>(is_sliced ? kSliceMs : wanted_ms))) {
-    case WAIT_OBJECT_0:
-      return Slept::kChanged;
-    case WAIT_TIMEOUT:
-      return is_sliced ? Slept::kInterrupted : Slept::kTimedOut;
+    case WAIT_OBJECT_0: return Slept::kChanged;
+    case WAIT_TIMEOUT: return is_sliced ? Slept::kInterrupted : Slept::kTimedOut;
     default:
-      throw std::system_error(static_cast<int>(::GetLastError()), std::system_category(),
-                              "cannot wait on the token ring");
+      throw std::system_error(static_cast<int>(::GetLastError()), std::system_category(), "cannot wait on the token ring");
   }
 }
 

@@ -48,12 +48,10 @@ constexpr std::uint64_t segment_bytes(std::uint32_t n_rings, std::uint64_t ring_
 
 void check_sizes(std::uint32_t n_rings, std::uint64_t ring_bytes, std::uint32_t n_wakes) {
   if (n_rings < 1 || n_rings > kMaxRings) {
-    throw std::invalid_argument("n_rings is " + std::to_string(n_rings) + "; it must be 1 to " +
-                                std::to_string(kMaxRings));
+    throw std::invalid_argument("n_rings is " + std::to_string(n_rings) + "; it must be 1 to " + std::to_string(kMaxRings));
   }
   if (n_wakes < 1 || n_wakes > kMaxRings) {
-    throw std::invalid_argument("n_wakes is " + std::to_string(n_wakes) + "; it must be 1 to " +
-                                std::to_string(kMaxRings));
+    throw std::invalid_argument("n_wakes is " + std::to_string(n_wakes) + "; it must be 1 to " + std::to_string(kMaxRings));
   }
   if (!std::has_single_bit(ring_bytes) || ring_bytes < kMinRingBytes || ring_bytes > kMaxRingBytes) {
     throw std::invalid_argument("ring_bytes is " + std::to_string(ring_bytes) + "; it must be a power of two from " +
@@ -87,8 +85,7 @@ RingSegment::RingSegment(SharedMemory memory, std::uint32_t n_rings, std::uint64
       sleeper_(memory_.name(), n_wakes),
       answered_(std::make_unique<std::atomic<std::uint32_t>[]>(n_wakes)) {}
 
-std::shared_ptr<RingSegment> RingSegment::create(std::uint32_t n_rings, std::uint64_t ring_bytes,
-                                                 std::uint32_t n_wakes) {
+std::shared_ptr<RingSegment> RingSegment::create(std::uint32_t n_rings, std::uint64_t ring_bytes, std::uint32_t n_wakes) {
   check_sizes(n_rings, ring_bytes, n_wakes);
   const std::uint64_t total = segment_bytes(n_rings, ring_bytes, n_wakes);
   SharedMemory memory = SharedMemory::create(total);
@@ -149,8 +146,7 @@ WakeWord& RingSegment::wake_word(std::uint32_t index) const {
 
 RingHeader& RingSegment::ring(std::uint32_t index) const {
   if (index >= n_rings_) {
-    throw std::out_of_range("ring " + std::to_string(index) + " does not exist; the segment has " +
-                            std::to_string(n_rings_));
+    throw std::out_of_range("ring " + std::to_string(index) + " does not exist; the segment has " + std::to_string(n_rings_));
   }
   return *std::launder(
       reinterpret_cast<RingHeader*>(memory_.data() + rings_offset(n_wakes_) + ring_stride(ring_bytes_) * index));
@@ -175,8 +171,7 @@ void RingSegment::wake_all() {
 }
 
 void RingSegment::wake_sleeper(std::uint32_t wake_index) noexcept {
-  WakeWord& word = *std::launder(
-      reinterpret_cast<WakeWord*>(memory_.data() + kWakesOffset + sizeof(WakeWord) * wake_index));
+  WakeWord& word = *std::launder(reinterpret_cast<WakeWord*>(memory_.data() + kWakesOffset + sizeof(WakeWord) * wake_index));
   if (word.is_waiting.exchange(0, std::memory_order_acq_rel) != 0) {
     word.count.fetch_add(1, std::memory_order_release);
     sleeper_.wake(wake_index, word.count);
@@ -184,9 +179,8 @@ void RingSegment::wake_sleeper(std::uint32_t wake_index) noexcept {
 }
 
 bool RingSegment::has_bytes(std::uint32_t index) const noexcept {
-  const RingHeader& header =
-      *std::launder(reinterpret_cast<const RingHeader*>(memory_.data() + rings_offset(n_wakes_) +
-                                                        ring_stride(ring_bytes_) * index));
+  const RingHeader& header = *std::launder(
+      reinterpret_cast<const RingHeader*>(memory_.data() + rings_offset(n_wakes_) + ring_stride(ring_bytes_) * index));
   return header.tail.load(std::memory_order_acquire) != header.head.load(std::memory_order_relaxed);
 }
 
@@ -195,8 +189,7 @@ bool RingSegment::take_calls(std::uint32_t wake_index, const WakeWord& word) noe
   return answered_[wake_index].exchange(calls, std::memory_order_relaxed) != calls;
 }
 
-Waited RingSegment::wait(std::uint32_t wake_index, std::span<const std::uint32_t> rings,
-                         std::chrono::nanoseconds timeout) {
+Waited RingSegment::wait(std::uint32_t wake_index, std::span<const std::uint32_t> rings, std::chrono::nanoseconds timeout) {
   require_open();
   WakeWord& word = wake_word(wake_index);
   for (const std::uint32_t index : rings) static_cast<void>(ring(index));  // checked once, before the loop
@@ -210,7 +203,8 @@ Waited RingSegment::wait(std::uint32_t wake_index, std::span<const std::uint32_t
 
   if (is_ready()) return Waited::kReady;
   // A year stands for ever: now + nanoseconds::max() would overflow.
-  const auto deadline = std::chrono::steady_clock::now() + std::min<std::chrono::nanoseconds>(timeout, std::chrono::hours(8760));
+  const auto deadline =
+      std::chrono::steady_clock::now() + std::min<std::chrono::nanoseconds>(timeout, std::chrono::hours(8760));
   for (;;) {
     const std::uint32_t seen = word.count.load(std::memory_order_acquire);
     word.is_waiting.exchange(1, std::memory_order_acq_rel);
@@ -272,9 +266,8 @@ std::uint64_t RingWriter::free_bytes() {
 bool RingWriter::push(std::uint32_t kind, std::uint32_t generation, std::span<const std::byte> payload) {
   segment_->require_open();
   if (payload.size() > capacity_ - kFrameHeaderBytes) {
-    throw std::invalid_argument("a frame of " + std::to_string(payload.size()) +
-                                " bytes never fits into a token ring of " + std::to_string(capacity_) +
-                                " bytes; split it, or make the rings larger");
+    throw std::invalid_argument("a frame of " + std::to_string(payload.size()) + " bytes never fits into a token ring of " +
+                                std::to_string(capacity_) + " bytes; split it, or make the rings larger");
   }
   const std::uint64_t bytes = frame_bytes(payload.size());
   const std::uint64_t tail = ring_->tail.load(std::memory_order_relaxed);  // our own

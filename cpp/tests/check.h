@@ -61,24 +61,24 @@ inline int run_all(int argc, char** argv) {
 
 #define CHECK_JOIN2(a, b) a##b
 #define CHECK_JOIN(a, b) CHECK_JOIN2(a, b)
-#define TEST(name)                                                                               \
-  static void CHECK_JOIN(test_, __LINE__)();                                                     \
+#define TEST(name)                                                                                          \
+  static void CHECK_JOIN(test_, __LINE__)();                                                                \
   static const check::Registration CHECK_JOIN(registration_, __LINE__)(name, &CHECK_JOIN(test_, __LINE__)); \
   static void CHECK_JOIN(test_, __LINE__)()
 
-#define CHECK(condition)                                                    \
-  do {                                                                      \
+#define CHECK(condition)                                                      \
+  do {                                                                        \
     if (!(condition)) check::fail(__FILE__, __LINE__, "not so: " #condition); \
   } while (false)
 
-#define CHECK_THROWS(exception, ...)                                                         \
-  do {                                                                                       \
-    bool threw = false;                                                                      \
-    try {                                                                                    \
-      static_cast<void>(__VA_ARGS__);                                                        \
-    } catch (const exception&) {                                                             \
-      threw = true;                                                                          \
-    }                                                                                        \
+#define CHECK_THROWS(exception, ...)                                                            \
+  do {                                                                                          \
+    bool threw = false;                                                                         \
+    try {                                                                                       \
+      static_cast<void>(__VA_ARGS__);                                                           \
+    } catch (const exception&) {                                                                \
+      threw = true;                                                                             \
+    }                                                                                           \
     if (!threw) check::fail(__FILE__, __LINE__, "did not throw " #exception ": " #__VA_ARGS__); \
   } while (false)
 

@@ -52,10 +52,34 @@ std::vector<std::vector<std::byte>> seeds() {
 }
 
 void mutate(std::vector<std::byte>& bytes, Random& random) {
-  static constexpr std::uint64_t kEdges[] = {0, 1, 2, 3, 7, 8, 9, 12, 13, 31, 32, 33, 64, 127, 128, 255, 256, 65'535,
-                                             1U << 20U, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, std::uint64_t{1} << 32U,
-                                             std::uint64_t{1} << 62U, (std::uint64_t{1} << 63U) - 1,
-                                             std::uint64_t{1} << 63U, ~std::uint64_t{0} - 7, ~std::uint64_t{0}};
+  static constexpr std::uint64_t kEdges[] = {0,
+                                             1,
+                                             2,
+                                             3,
+                                             7,
+                                             8,
+                                             9,
+                                             12,
+                                             13,
+                                             31,
+                                             32,
+                                             33,
+                                             64,
+                                             127,
+                                             128,
+                                             255,
+                                             256,
+                                             65'535,
+                                             1U << 20U,
+                                             0x7FFFFFFF,
+                                             0x80000000,
+                                             0xFFFFFFFF,
+                                             std::uint64_t{1} << 32U,
+                                             std::uint64_t{1} << 62U,
+                                             (std::uint64_t{1} << 63U) - 1,
+                                             std::uint64_t{1} << 63U,
+                                             ~std::uint64_t{0} - 7,
+                                             ~std::uint64_t{0}};
   if (bytes.empty()) return;
   const std::uint64_t at = random.below(bytes.size());
   switch (random.below(8)) {

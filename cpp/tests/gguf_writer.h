@@ -34,9 +34,7 @@ class GgufWriter {
   GgufWriter& text(std::string_view name, std::string_view value) {
     return key(name, hostler::GgufType::kString).string(value);
   }
-  GgufWriter& u32(std::string_view name, std::uint32_t value) {
-    return key(name, hostler::GgufType::kU32).number(value);
-  }
+  GgufWriter& u32(std::string_view name, std::uint32_t value) { return key(name, hostler::GgufType::kU32).number(value); }
   GgufWriter& array(std::string_view name, hostler::GgufType item_type, std::uint64_t length) {
     return key(name, hostler::GgufType::kArray).type(item_type).number(length);
   }

@@ -70,7 +70,9 @@ TEST("metadata of every scalar type comes out as it went in") {
   writer.key("f32", GgufType::kF32).number(0.5F);
   writer.key("f64", GgufType::kF64).number(0.1);
   writer.key("bool", GgufType::kBool).number(std::uint8_t{1});
-  writer.text("string", "Gr\xC3\xBC\xC3\x9F" "e");
+  writer.text("string",
+              "Gr\xC3\xBC\xC3\x9F"
+              "e");
 
   const GgufHeader header = writer.parse();
 
@@ -80,7 +82,9 @@ TEST("metadata of every scalar type comes out as it went in") {
   CHECK(get<std::uint64_t>(header, "u64") == ~std::uint64_t{0} && get<std::int64_t>(header, "i64") == -1);
   CHECK(get<double>(header, "f32") == 0.5 && get<double>(header, "f64") == 0.1);
   CHECK(get<bool>(header, "bool"));
-  CHECK(get<std::string>(header, "string") == "Gr\xC3\xBC\xC3\x9F" "e");
+  CHECK(get<std::string>(header, "string") ==
+        "Gr\xC3\xBC\xC3\x9F"
+        "e");
   CHECK(header.n_tensors == 0 && header.file_bytes == header.header_bytes);
 }
 

@@ -116,9 +116,8 @@ TEST("a progress callback that throws stops the prefetch and leaves the cache so
   const auto path = folder.write("a", 20 << 20);
   const auto cache = ModelCache::create(1 << 30);
 
-  CHECK_THROWS(std::runtime_error, cache->prefetch(path, [](std::uint64_t, std::uint64_t) {
-    throw std::runtime_error("stop");
-  }));
+  CHECK_THROWS(std::runtime_error,
+               cache->prefetch(path, [](std::uint64_t, std::uint64_t) { throw std::runtime_error("stop"); }));
 
   CHECK(cache->entries().size() == 1 && cache->entries()[0].n_open == 0);
   CHECK(cache->evict(path));

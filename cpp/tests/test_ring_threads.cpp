@@ -83,9 +83,7 @@ TEST("a sleeping reader of three rings loses no wake-up") {
   while (is_right && waited == Waited::kReady && n_read[0] + n_read[1] + n_read[2] < 3 * kFrames) {
     waited = segment->wait(1, rings, kDeadline);
     for (const std::uint32_t ring : rings) {
-      readers[ring].drain(256, [&](const Frame& frame) {
-        is_right = is_right && numbered::is_frame(n_read[ring]++, frame);
-      });
+      readers[ring].drain(256, [&](const Frame& frame) { is_right = is_right && numbered::is_frame(n_read[ring]++, frame); });
     }
   }
   is_over = true;
@@ -178,9 +176,7 @@ TEST("a ring passes from reader to reader while a deserter's frames arrive") {
     std::size_t n_frames = 0;
     while (n_frames < 20 && is_right) {
       is_right = segment->wait(0, rings, kDeadline) == Waited::kReady;
-      n_frames += reader.drain(256, [&](const Frame& frame) {
-        is_right = is_right && numbered::is_frame(generation, frame);
-      });
+      n_frames += reader.drain(256, [&](const Frame& frame) { is_right = is_right && numbered::is_frame(generation, frame); });
     }
   }
   is_over.store(true, std::memory_order_release);

@@ -47,9 +47,7 @@ struct Pair {
       : segment(RingSegment::create(3, ring_bytes, 2)), writer(segment, 1), reader(segment, 1) {
     reader.open(7, 1);
   }
-  bool push(const std::string& text, std::uint32_t generation = 7) {
-    return writer.push(1, generation, bytes_of(text));
-  }
+  bool push(const std::string& text, std::uint32_t generation = 7) { return writer.push(1, generation, bytes_of(text)); }
   std::byte* ring_start() const {
     const std::size_t stride = sizeof(RingHeader) + (segment->ring_bytes() + kLine - 1) / kLine * kLine;
     return segment->memory().data() + sizeof(SegmentHeader) + 2 * sizeof(WakeWord) + stride;
@@ -347,13 +345,15 @@ TEST("a peer that scribbles over its ring makes no access outside it") {
         case 0: pair.scribble(kHead, value); break;
         case 1: pair.scribble(kTail, value); break;
         case 2: pair.scribble(kWakeIndex, static_cast<std::uint32_t>(value % 3)); break;
-        case 3: case 4: pair.scribble(kFrames + random % 63 * 4, static_cast<std::uint32_t>(value)); break;
-        default:
+        case 3:
+        case 4: pair.scribble(kFrames + random % 63 * 4, static_cast<std::uint32_t>(value)); break;
+        default: {
           try {
             pair.push(std::string(random % 100, 'x'));
           } catch (const RingCorrupt&) {
             ++n_corrupt;
           }
+        }
       }
     }
     try {

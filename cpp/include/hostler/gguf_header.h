@@ -50,21 +50,23 @@ class GgufError : public std::runtime_error {
 
 /// What no honest model exceeds. A file that does is refused.
 struct GgufLimits {
-  std::uint64_t max_header_bytes = 128U << 20U;   // 256k-token vocabularies with merges take 12 MB
-  std::uint64_t max_metadata = 16'384;            // pairs; models have 20 to 60
-  std::uint64_t max_tensors = 65'536;             // the largest mixtures of experts have a few thousand
-  std::uint64_t max_key_bytes = 65'535;           // the specification's limit
-  std::uint64_t max_tensor_name_bytes = 255;      // the specification says 64
-  std::uint64_t max_string_bytes = 4U << 20U;     // chat templates are the longest values: tens of kB
-  std::uint64_t max_array_length = 16U << 20U;    // items; tokenizers have up to 262,144
-  std::uint64_t max_listed_array_length = 1024;   // a longer array is summarised unless it is asked for by its key
+  std::uint64_t max_header_bytes = 128U << 20U;      // 256k-token vocabularies with merges take 12 MB
+  std::uint64_t max_metadata = 16'384;               // pairs; models have 20 to 60
+  std::uint64_t max_tensors = 65'536;                // the largest mixtures of experts have a few thousand
+  std::uint64_t max_key_bytes = 65'535;              // the specification's limit
+  std::uint64_t max_tensor_name_bytes = 255;         // the specification says 64
+  std::uint64_t max_string_bytes = 4U << 20U;        // chat templates are the longest values: tens of kB
+  std::uint64_t max_array_length = 16U << 20U;       // items; tokenizers have up to 262,144
+  std::uint64_t max_listed_array_length = 1024;      // a longer array is summarised unless it is asked for by its key
   std::uint64_t max_asked_array_length = 1U << 20U;  // asked for or not: each listed item takes about 60 bytes here
-  std::uint32_t max_array_depth = 4;              // arrays in arrays; models have none
+  std::uint32_t max_array_depth = 4;                 // arrays in arrays; models have none
 };
 
+// clang-format off
 enum class GgufType : std::uint32_t {
   kU8 = 0, kI8, kU16, kI16, kU32, kI32, kF32, kBool, kString, kArray, kU64, kI64, kF64,
 };
+// clang-format on
 
 /// "uint8", "string", ...; empty for a number that is no type.
 std::string_view gguf_type_name(GgufType type) noexcept;
@@ -74,8 +76,8 @@ struct GgufValue;
 struct GgufArray {
   GgufType item_type = GgufType::kU8;
   std::uint64_t length = 0;
-  bool is_listed = false;          // false: only type and length were kept
-  std::vector<GgufValue> items;    // `length` values if listed
+  bool is_listed = false;        // false: only type and length were kept
+  std::vector<GgufValue> items;  // `length` values if listed
 };
 
 struct GgufValue {
@@ -100,7 +102,7 @@ struct GgufTensor {
   std::vector<std::uint64_t> dims;  // innermost first, as in the file
   std::uint64_t offset = 0;         // from the beginning of the file
   std::uint64_t n_elements = 0;
-  std::uint64_t n_bytes = 0;        // 0 where the type is unknown
+  std::uint64_t n_bytes = 0;  // 0 where the type is unknown
 };
 
 /// All tensors of one type together.

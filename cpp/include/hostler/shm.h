@@ -49,10 +49,10 @@ class SharedMemory {
 
   std::byte* data_ = nullptr;
   std::size_t size_ = 0;
-  int fd_ = -1;                  // Linux: our own close-on-exec descriptor
-  void* os_handle_ = nullptr;    // Windows: the mapping's HANDLE
-  std::string name_;             // macOS, Windows
-  bool owns_name_ = false;       // macOS: unlink when released
+  int fd_ = -1;                // Linux: our own close-on-exec descriptor
+  void* os_handle_ = nullptr;  // Windows: the mapping's HANDLE
+  std::string name_;           // macOS, Windows
+  bool owns_name_ = false;     // macOS: unlink when released
 };
 
 }  // namespace hostler

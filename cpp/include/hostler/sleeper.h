@@ -17,7 +17,7 @@
 namespace hostler {
 
 enum class Slept {
-  kChanged,      // the word differs, somebody woke us, or for no reason: look again
+  kChanged,  // the word differs, somebody woke us, or for no reason: look again
   kTimedOut,
   kInterrupted,  // a signal: let the caller's runtime handle it
 };
@@ -31,8 +31,7 @@ class Sleeper {
   ~Sleeper();
 
   /// Sleep while `word` (number `index`) is `seen`, for `timeout` at most.
-  Slept sleep(std::uint32_t index, std::atomic<std::uint32_t>& word, std::uint32_t seen,
-              std::chrono::nanoseconds timeout);
+  Slept sleep(std::uint32_t index, std::atomic<std::uint32_t>& word, std::uint32_t seen, std::chrono::nanoseconds timeout);
 
   /// Wake every thread that sleeps on `word`. The caller has changed the word first.
   void wake(std::uint32_t index, std::atomic<std::uint32_t>& word) noexcept;

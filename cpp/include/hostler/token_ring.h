@@ -121,8 +121,8 @@ static_assert(sizeof(SegmentHeader) == 384 && offsetof(SegmentHeader, n_rings) =
               offsetof(SegmentHeader, ring_bytes) == 24 && offsetof(SegmentHeader, total_bytes) == 32 &&
               offsetof(SegmentHeader, beat) == 128 && offsetof(SegmentHeader, closed) == 256);
 static_assert(sizeof(WakeWord) == 128 && offsetof(WakeWord, is_waiting) == 4 && offsetof(WakeWord, calls) == 8);
-static_assert(sizeof(RingHeader) == 384 && offsetof(RingHeader, tail) == 128 &&
-              offsetof(RingHeader, wake_index) == 256 && offsetof(RingHeader, generation) == 260);
+static_assert(sizeof(RingHeader) == 384 && offsetof(RingHeader, tail) == 128 && offsetof(RingHeader, wake_index) == 256 &&
+              offsetof(RingHeader, generation) == 260);
 
 /// Something in the segment cannot be what a sound peer wrote. The worker is broken: end it, its segment goes with it.
 class RingCorrupt : public std::runtime_error {
@@ -182,11 +182,10 @@ class RingSegment {
   friend class RingWriter;
   friend class RingReader;
 
-  RingSegment(SharedMemory memory, std::uint32_t n_rings, std::uint64_t ring_bytes, std::uint32_t n_wakes,
-              bool is_host);
+  RingSegment(SharedMemory memory, std::uint32_t n_rings, std::uint64_t ring_bytes, std::uint32_t n_wakes, bool is_host);
 
-  WakeWord& wake_word(std::uint32_t index) const;       // checked
-  RingHeader& ring(std::uint32_t index) const;          // checked
+  WakeWord& wake_word(std::uint32_t index) const;  // checked
+  RingHeader& ring(std::uint32_t index) const;     // checked
   std::byte* frames(std::uint32_t index) const noexcept;
   void wake_sleeper(std::uint32_t wake_index) noexcept;  // the writer's half of the event count
   bool has_bytes(std::uint32_t ring) const noexcept;
