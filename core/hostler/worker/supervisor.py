@@ -92,6 +92,8 @@ class _Run:
         self.refusal: HostlerError | None = None
         """What LoadFailed said."""
         self.has_ended = False
+        self.is_end_told = False
+        """Whoever follows the state has heard that it is `starting` again."""
         self.beats = 0
         self.beat_at = now
         """When the loop was last seen to go round, or to have nothing to do."""
@@ -413,8 +415,10 @@ class Supervisor:
                 self._changed.notify_all()
             if state in {"starting", "backing_off"}:
                 _log.warning("%s: the worker %s; %s", self.model_id, self._reason(), state.replace("_", " "))
+            is_news = not (state == "starting" and run is not None and run.is_end_told)
             del run
-            self._tell()
+            if is_news:
+                self._tell()
             if state in {"stopped", "failed"} or (state == "backing_off" and not self._pause()):
                 return
 
@@ -557,10 +561,8 @@ class Supervisor:
                 # tells of it, may still find that a pause is due.
                 self._state = "starting"
                 self.info = None
-                was_running = True
-            else:
-                was_running = False
-        if was_running:
+                run.is_end_told = True
+        if run.is_end_told:
             # First the scheduling, so that no place that the dead sequences give back is filled for this worker.
             self._tell()
         run.table.worker_ended(report)

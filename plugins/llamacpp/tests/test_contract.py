@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,8 @@ pytestmark = pytest.mark.weights
 
 
 @pytest.fixture(scope="module")
-def contract(files: ModelFiles) -> Iterator[EngineContract]:
+def contract(smollm2_path: Path) -> Iterator[EngineContract]:
+    files = ModelFiles(str(smollm2_path), "gguf")
     settings = EngineSettings(ctx_len=512, n_parallel=4, n_batch=64)
     with EngineContract(LlamaCppEngine, files, settings, allow_near_tie=NEAR_TIE) as contract:
         yield contract
