@@ -10,7 +10,8 @@ if [ $# -ne 1 ]; then
   exit 2
 fi
 source_dir=$(cd "$(dirname "$0")/../.." && pwd)
-build_dir=$1
+mkdir -p "$1"
+build_dir=$(cd "$1" && pwd)
 jobs=${HOSTLER_JOBS:-2}
 generator=
 command -v ninja >/dev/null 2>&1 && generator="-GNinja"
@@ -26,8 +27,8 @@ for sanitizer in address thread; do
   [ $sanitizer = address ] && optimise=-Og
   dir=$build_dir/$sanitizer
   cmake -S "$source_dir" -B "$dir" $generator -DHOSTLER_TESTS=ON -DHOSTLER_SANITIZE=$sanitizer \
-    -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="$optimise -g1" >"$build_dir-$sanitizer.log" 2>&1 || {
-    cat "$build_dir-$sanitizer.log"
+    -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="$optimise -g1" >"$build_dir/$sanitizer.log" 2>&1 || {
+    cat "$build_dir/$sanitizer.log"
     exit 1
   }
   cmake --build "$dir" -j "$jobs"

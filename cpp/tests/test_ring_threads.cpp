@@ -161,7 +161,7 @@ TEST("a ring passes from reader to reader while a deserter's frames arrive") {
   std::thread writing([&] {  // pushes for the latest generation it knows, so late frames of the one before are common
     RingWriter writer(segment, 0);
     std::vector<std::byte> payload;
-    for (std::uint64_t n = 0; !is_over.load(std::memory_order_acquire); ++n) {
+    while (!is_over.load(std::memory_order_acquire)) {
       const std::uint32_t generation = submitted.load(std::memory_order_acquire);
       numbered::write(generation, payload);
       if (!writer.push(generation & 0xFFFFU, generation, payload)) std::this_thread::yield();
