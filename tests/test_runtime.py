@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 import time
@@ -34,10 +35,12 @@ from hostler.errors import (
 )
 from hostler.plugins import get_plugins
 from hostler.runtime import Runtime
+from support import workers
 
 DEADLINE_S = 60.0
 POLL_S = 0.05
 _numbers = itertools.count()
+wait_until = functools.partial(workers.wait_until, deadline_s=DEADLINE_S)
 
 MakeRuntime = Callable[..., Runtime]
 
@@ -96,13 +99,6 @@ def heard(events: Iterator[GenerationEvent | None]) -> Iterator[GenerationEvent]
 
 def first_text(events: Iterator[GenerationEvent | None]) -> TextEvent:
     return next(event for event in heard(events) if isinstance(event, TextEvent))
-
-
-def wait_until(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not what():
-        assert time.monotonic() < deadline, "it did not come to that in time"
-        time.sleep(0.005)
 
 
 class Background:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import functools
 from pathlib import Path
 
 from hostler.domain import ModelFiles
 from hostler.modelcache import ModelCache
 from hostler.weights import WarmWeights
+from support import workers
 
 MIB = 1 << 20
-
-
-def wait_until(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not what():
-        assert time.monotonic() < deadline, "it did not come to that in time"
-        time.sleep(0.005)
+wait_until = functools.partial(workers.wait_until, deadline_s=30)
 
 
 def files(*paths: Path) -> ModelFiles:

@@ -46,7 +46,6 @@ class EngineSettings(msgspec.Struct, frozen=True):
     caching_enabled: bool = True
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, ...; anything but auto is a demand that fails when it cannot be met."""
-    model_name: str = ""
     extra: dict[str, Any] = {}
     """Settings that only this engine knows, as the user wrote them."""
 

@@ -62,7 +62,7 @@ PATIENCE_S = 0.2
 REAP_PERIOD_S = 1.0
 """How often idle models are compared with `keep_alive_s`."""
 _PROMPT_FIELDS = ("prompt_template", "pre_prompt", "system_prompt", "user_prompt", "ai_prompt")
-_ENGINE_FIELDS = frozenset(EngineSettings.__struct_fields__) - {"ctx_len", "model_name"}
+_ENGINE_FIELDS = frozenset(EngineSettings.__struct_fields__) - {"ctx_len"}
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -75,10 +75,10 @@ class Plan(msgspec.Struct, frozen=True):
     is_auto: bool
     wanted_ctx_len: int
 
-    def engine_settings(self, ctx_len: int, model_id: str) -> EngineSettings:
+    def engine_settings(self, ctx_len: int) -> EngineSettings:
         """The settings as the engine gets them."""
         known = {name: value for name, value in self.settings.items() if name in _ENGINE_FIELDS}
-        return EngineSettings(ctx_len=ctx_len, model_name=model_id, **known)
+        return EngineSettings(ctx_len=ctx_len, **known)
 
     def prompt_settings(self, chosen: dict[str, Any]) -> PromptSettings:
         """How messages become text; only what was set counts, defaults would hide the file's template."""
@@ -354,8 +354,8 @@ class Runtime:
             worker = hosted.worker
             if worker is not None:
                 hosted.worker_changed(worker)  # news of a death may still be on its way
-            if worker is not None and worker.state == "backing_off" and hosted.lifecycle is Lifecycle.STARTING:
-                raise hosted.unavailable(worker)
+                if worker.state == "backing_off" and hosted.lifecycle is Lifecycle.STARTING:
+                    raise hosted.unavailable(worker)
             if hosted.lifecycle is not Lifecycle.RUNNING:
                 is_joining = hosted.attempt is not None and hosted.attempt.is_open
                 is_restarting = worker is not None and hosted.lifecycle is Lifecycle.STARTING
@@ -424,7 +424,7 @@ class Runtime:
             plan.spec.engine,
             plan.spec.environment,
             plan.files,
-            plan.engine_settings(grant.ctx_len, hosted.id),
+            plan.engine_settings(grant.ctx_len),
             plan.prompt_settings({**entry.manifest.settings, **overrides}),
             limits=self._limits,
             log_path=self.settings.home / "logs" / f"{hosted.id.replace('/', '%2F')}.log",
@@ -487,7 +487,7 @@ class Runtime:
 
         def estimate(ctx_len: int) -> MemoryEstimate:
             if plan.spec.estimate is not None:
-                return plan.spec.estimate(Path(plan.files.primary), plan.engine_settings(ctx_len, hosted.id))
+                return plan.spec.estimate(Path(plan.files.primary), plan.engine_settings(ctx_len))
             return MemoryEstimate(_size_of(plan.files), 0, 0)
 
         deadline = time.monotonic() + self.settings.start_timeout_s

@@ -21,7 +21,7 @@ ECHO = "hostler_echo.engine:EchoEngine"
 GREEDY = SamplingParams(temperature=0.0, max_tokens=2000)
 
 
-def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> None:
+def wait_until(condition: Callable[[], Any], what: str = "what was waited for", deadline_s: float = DEADLINE_S) -> None:
     """Look until it holds; for states of other processes that nobody tells us of."""
     until = time.monotonic() + deadline_s
     while not condition():

@@ -186,9 +186,6 @@ PARAMETERS: tuple[Field, ...] = (
     Field("min_keep", int, 0, "Candidates that truncation leaves at least.", 0),
 )
 
-SETTINGS_BY_NAME = {field.name: field for field in SETTINGS}
-PARAMETERS_BY_NAME = {field.name: field for field in PARAMETERS}
-
 
 def validate_settings(values: Mapping[str, Any], prefix: str = "settings") -> dict[str, Any]:
     """Settings as a client or a file gave them -> native types under their own names.
