@@ -41,6 +41,8 @@ from hostler_llamacpp.vocabulary import Vocabulary
 
 MIN_SHARED_TOKENS = 32
 """A prompt waits for another's prefill only if at least so many of its tokens come out of that."""
+OVERTAKING_RATIO = 4
+"""How many times shorter than the rest of the oldest a prompt must be to be evaluated beside it."""
 MIN_SCRATCH_BYTES = 128 * 1024 * 1024
 _WARM_UP_TOKENS = 32
 
@@ -64,6 +66,10 @@ class Run:
         self.n_done = 0
         """Prompt tokens in the KV cache."""
         self.last_token = 0
+
+    def n_missing(self) -> int:
+        """Prompt tokens that are not in the KV cache."""
+        return self.n_prompt - self.n_done
 
 
 class LlamaCppEngine:
@@ -234,29 +240,32 @@ class LlamaCppEngine:
     def _share_out(self, waiting: list[Run], n_decoding: int) -> list[tuple[Run, int]]:
         """Choose which prompts are evaluated in this step, and how many tokens of each.
 
-        The oldest gets at least half, so that none starves; the rest goes to those that are done soonest, so that a
-        short question need not wait for a long document.
+        First come, first served, since each further prompt in a step is one more pass over the weights; but one that is
+        much shorter than what is left of the oldest overtakes it on half of the tokens: a short question need not wait
+        for a long document, and the document goes on.
         """
         n_left = self._pace.chunk_tokens(n_decoding)
-        oldest, *others = waiting
-        others.sort(key=lambda run: run.n_prompt - run.n_done)
-        chunks: list[tuple[Run, int]] = []
-        n_reserved = min(n_left // 2, sum(run.n_prompt - run.n_done for run in others))
-        for run in (oldest, *others):
+        oldest = waiting[0]
+        shortest = min(waiting, key=Run.n_missing)
+        overtakes = shortest.n_missing() * OVERTAKING_RATIO <= oldest.n_missing()
+        n_reserved = min(n_left // 2, shortest.n_missing()) if overtakes else 0
+        chunks: dict[int, tuple[Run, int]] = {}
+        for run in (oldest, shortest, *waiting) if overtakes else waiting:
             if n_left < 1:
                 break
+            if run.sink.id in chunks:
+                continue
             if run.stream is None:
                 if self._is_prefix_coming(run, waiting):
                     continue
                 self._place(run)
-            n = min(run.n_prompt - run.n_done, max(1, n_left - n_reserved))
+            n = min(run.n_missing(), max(1, n_left - n_reserved))
             n_reserved = 0
             n_left -= n
-            chunks.append((run, n))
-        if n_left and chunks:  # what the others left over
-            run, n = chunks[0]
-            chunks[0] = (run, min(run.n_prompt - run.n_done, n + n_left))
-        return chunks
+            chunks[run.sink.id] = (run, n)
+        if n_left and oldest.sink.id in chunks:  # what was reserved for one that is not due after all
+            chunks[oldest.sink.id] = (oldest, min(oldest.n_missing(), chunks[oldest.sink.id][1] + n_left))
+        return list(chunks.values())
 
     def _is_prefix_coming(self, run: Run, waiting: list[Run]) -> bool:
         """Whether another prompt's prefill, under way, will soon evaluate much of this prompt's beginning."""
