@@ -338,8 +338,8 @@ class HttpServer:
         while self._is_busy() and time.monotonic() < deadline:
             time.sleep(0.01)  # a poll with a deadline: waitress has no event for this
         self._dispatcher.shutdown(timeout=max(0.0, deadline - time.monotonic()))
-        self._is_over = True
-        self._listeners[0].trigger.pull_trigger()
+        # On the loop's thread: set here, the loop could see it and close the trigger before it is pulled.
+        self._listeners[0].trigger.pull_trigger(self._end_loop)
         self._thread.join(FLUSH_TIMEOUT_S)
 
     def _channels(self) -> list[Any]:
@@ -352,6 +352,9 @@ class HttpServer:
         # On the loop's thread. The listener objects stay in the map for their triggers; only their sockets go.
         for listener in self._listeners:
             listener.accepting = False
+
+    def _end_loop(self) -> None:
+        self._is_over = True
 
     def _loop(self) -> None:
         from waitress import wasyncore
