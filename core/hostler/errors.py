@@ -17,12 +17,22 @@ Lives on floor 0: any thread, any process. It knows nothing of HTTP; `api/errors
     ├── NotFound
     │   ├── ModelNotFound             model_not_found
     │   ├── RequestNotFound           request_not_found
-    │   └── RouteNotFound             route_not_found
+    │   ├── RouteNotFound             route_not_found
+    │   ├── ThreadNotFound            thread_not_found
+    │   ├── MessageNotFound           message_not_found
+    │   ├── AssistantNotFound         assistant_not_found
+    │   ├── UploadNotFound            file_not_found              an uploaded file, or a message that does not name it
+    │   ├── RunNotFound               run_not_found
+    │   ├── StepNotFound              step_not_found
+    │   └── WebhookNotFound           webhook_not_found
     ├── MethodNotAllowed              method_not_allowed
     ├── Conflict
     │   ├── ModelExists               model_exists
     │   ├── ModelNotDownloaded        model_not_downloaded
-    │   └── HomeInUse                 home_in_use                 another server owns this home
+    │   ├── HomeInUse                 home_in_use                 another server owns this home
+    │   ├── RecordExists              record_exists               an imported id is taken
+    │   ├── DefaultAssistant          default_assistant           it cannot be deleted
+    │   └── RunInProgress             run_in_progress             a thread has one run at a time
     ├── QueueFull                     queue_full                  carries retry_after_s
     ├── InvalidModelFile              invalid_model_file          a weight file is truncated, corrupt or hostile
     ├── ModelLoadFailed               model_load_failed           the engine refused the model; carries the last output
@@ -157,6 +167,48 @@ class RouteNotFound(NotFound):
     code = "route_not_found"
 
 
+class ThreadNotFound(NotFound):
+    """No thread has that id."""
+
+    code = "thread_not_found"
+
+
+class MessageNotFound(NotFound):
+    """The thread has no message of that id."""
+
+    code = "message_not_found"
+
+
+class AssistantNotFound(NotFound):
+    """No assistant has that id."""
+
+    code = "assistant_not_found"
+
+
+class UploadNotFound(NotFound):
+    """No uploaded file has that id, or the message does not name it."""
+
+    code = "file_not_found"
+
+
+class RunNotFound(NotFound):
+    """The thread has no run of that id."""
+
+    code = "run_not_found"
+
+
+class StepNotFound(NotFound):
+    """The run has no step of that id."""
+
+    code = "step_not_found"
+
+
+class WebhookNotFound(NotFound):
+    """No webhook has that id."""
+
+    code = "webhook_not_found"
+
+
 class MethodNotAllowed(HostlerError):
     """The path exists, the method does not."""
 
@@ -183,6 +235,24 @@ class HomeInUse(Conflict):
     """Another hostler server owns this home folder."""
 
     code = "home_in_use"
+
+
+class RecordExists(Conflict):
+    """An import would write over a record of that id."""
+
+    code = "record_exists"
+
+
+class DefaultAssistant(Conflict):
+    """The assistant that always exists cannot be deleted."""
+
+    code = "default_assistant"
+
+
+class RunInProgress(Conflict):
+    """The thread has a run that is not over."""
+
+    code = "run_in_progress"
 
 
 class QueueFull(HostlerError):

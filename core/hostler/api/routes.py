@@ -15,6 +15,7 @@ from hostler.api.chat import Chat
 from hostler.api.completions import Completions
 from hostler.api.health import Health
 from hostler.api.models import Models
+from hostler.api.operation import Operation
 from hostler.api.requests import Requests
 from hostler.config import Settings
 
@@ -31,6 +32,8 @@ class Route(NamedTuple):
     path: str
     responder: Responder | None
     """Called with falcon's request and response, and the path's parameters; None: 501."""
+    operation: Operation | None = None
+    """What /openapi.json says of it."""
 
 
 def make_routes(runtime: Runtime, settings: Settings, keep_alive_s: float = KEEP_ALIVE_S) -> tuple[Route, ...]:
