@@ -97,7 +97,7 @@ class Client:
             response = self.http.request(method, path, **arguments)
         except httpx.HTTPError as error:
             raise self._lost(error) from error
-        if response.status_code != 200:
+        if not response.is_success:
             raise _refusal(response)
         return response.json()
 

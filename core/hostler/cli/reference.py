@@ -7,6 +7,7 @@ the check.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +95,21 @@ def make_cli_page() -> str:
     rows = [f"| [`{name}`](#hostler-{name}) | {_text(command).partition(chr(10))[0]} |" for name, command in commands]
     parts = [CLI_HEAD + "\n".join(rows) + "\n"]
     for name, command in commands:
-        context = click.Context(command, info_name=f"hostler {name}")
-        usage = " ".join(command.collect_usage_pieces(context))
-        parts.append(f"## hostler {name}\n\n`hostler {name} {usage}`\n\n{_text(command)}\n")
-        if name == "serve":
-            parts.append("Every setting of [configuration.md](configuration.md) is a flag of this command.\n")
-        else:
-            parts.append(_describe_options(command))
+        parts += _describe_command(f"hostler {name}", command, "##")
     return "\n".join(parts)
+
+
+def _describe_command(name: str, command: click.Command, heading: str) -> Iterator[str]:
+    """One section; a group's has one a command below it."""
+    usage = " ".join(command.collect_usage_pieces(click.Context(command, info_name=name)))
+    yield f"{heading} {name}\n\n`{name} {usage}`\n\n{_text(command)}\n"
+    if isinstance(command, click.Group):
+        for below, child in command.commands.items():
+            yield from _describe_command(f"{name} {below}", child, f"{heading}#")
+    elif command.name == "serve":
+        yield "Every setting of [configuration.md](configuration.md) is a flag of this command.\n"
+    else:
+        yield _describe_options(command)
 
 
 def _text(command: click.Command) -> str:
