@@ -22,7 +22,7 @@ CORE = ROOT / "core" / "hostler"
 
 FLOORS = {
     # 0, ground: standard library and msgspec
-    "errors": 0, "domain": 0, "config": 0, "home": 0, "logs": 0,
+    "errors": 0, "domain": 0, "config": 0, "home": 0, "logs": 0, "subscription": 0,
     # 1, native and storage
     "_native": 1, "ring": 1, "modelcache": 1, "library": 1, "records": 1,
     # 2, plugin contracts, and what is made of them
@@ -31,7 +31,8 @@ FLOORS = {
     # 3, worker process
     "worker": 3,
     # 4, scheduling
-    "scheduler": 4, "ledger": 4, "events": 4, "runtime": 4, "hosted": 4, "generation": 4, "views": 4, "weights": 4,
+    "scheduler": 4, "ledger": 4, "events": 4, "runtime": 4, "placement": 4, "hosted": 4, "generation": 4, "views": 4, "weights": 4,
+    "signedpost": 4, "delivery": 4, "webhooks": 4,
     # 5, API
     "api": 5,
     # 6, top

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hostler.errors import ConfigError
+from hostler.errors import ConfigError, InvalidRequest
+from hostler.subscription import Subscription, read_subscriptions
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off", ""}
@@ -27,7 +28,7 @@ class Setting:
 
     name: str
     type: type
-    """bool, int, float, str, or list (of strings; comma-separated in the environment)."""
+    """bool, int, float, str, list (of strings; comma-separated in the environment), or Subscription (a list of them)."""
     default: Any
     unit: str
     help: str
@@ -54,6 +55,9 @@ class Setting:
         """
         try:
             parsed = self._convert(value)
+        except InvalidRequest as error:
+            # Not with the value: it holds a secret.
+            raise ConfigError(f"{origin}: {error.message}", param=error.param or self.name) from error
         except (TypeError, ValueError, OverflowError) as error:
             raise ConfigError(
                 f"{origin} sets {self.name} to {value!r}, which is not {_TYPE_WORDS[self.type]}", param=self.name
@@ -90,6 +94,8 @@ class Setting:
             if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
                 return tuple(value)
             raise TypeError(value)
+        if self.type is Subscription:
+            return read_subscriptions(value)
         if self.type is str:
             if not isinstance(value, str):
                 raise TypeError(value)
@@ -122,6 +128,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("allowed_hosts", list, (), "", "Further names accepted in the Host header; localhost names and IP literals always pass."),
     Setting("allowed_origins", list, (), "", "Further web origins accepted; those of localhost always pass; `*` accepts all."),
     Setting("max_body_bytes", int, 32 * MIB, "bytes", "Largest request body; over it 413.", 1024),
+    Setting("max_file_bytes", int, 512 * MIB, "bytes", "Largest file that POST /v1/files takes; over it 413.", 1024),
     # -- requests
     Setting("max_requests", int, 128, "requests", "Everything that holds a thread: running and queued generations over all models, blocking starts and downloads, event streams; past it 429.", 1, 4096),
     Setting("queue_len", int, 64, "requests", "Generations that may wait for a slot, per model; past it 429.", 0, 4096),
@@ -143,6 +150,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("proxy", str, "", "", "HTTP proxy for downloads; empty: the environment's."),
     Setting("huggingface_token", str, "", "", "Token for gated models; empty: huggingface_hub's own."),
     Setting("allow_insecure_downloads", bool, False, "", "Honour ignoreSSL and proxy of a download request."),
+    # -- webhooks
+    Setting("webhooks", Subscription, (), "", "Where events are sent: a URL, or with a secret and a choice of events a table of its own."),
     # -- logs
     Setting("log_level", str, "info", "", "debug, info, warning or error.", choices=("debug", "info", "warning", "error")),
     Setting("log_json", bool, False, "", "One JSON object per log line."),

@@ -16,6 +16,7 @@ import click
 from hostler.cli import COMMAND_MODULES, CommandGroup, cli
 from hostler.cli.serve import grouped_settings, show_default
 from hostler.config import Setting
+from hostler.subscription import Subscription
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 
@@ -35,6 +36,15 @@ Every setting below can be given in three places; the first one that has it wins
    model = ["smollm2"]
    api_key = ["a-long-random-word"]
    ```
+
+A webhook is a table of its own in the file, a URL or a JSON object elsewhere (`HOSTLER_WEBHOOKS` takes a JSON list, too):
+
+```toml
+[[webhooks]]
+url = "http://127.0.0.1:9000/hook"
+secret = "whsec_..."                # optional: signs deliveries
+events = ["model.*", "thread.*"]    # optional; without it model.*
+```
 
 An unknown name in `config.toml` and a bad value anywhere are errors that name the place. The data folder itself is given by
 `--home` or `HOSTLER_HOME`; without them it is the platform's folder for user data (`~/.local/share/hostler` on Linux).
@@ -70,7 +80,14 @@ def make_configuration_page() -> str:
 
 
 def _describe_setting(setting: Setting) -> str:
-    kinds = {bool: "true or false", int: "whole number", float: "number", str: "text", list: "list of texts"}
+    kinds = {
+        bool: "true or false",
+        int: "whole number",
+        float: "number",
+        str: "text",
+        list: "list of texts",
+        Subscription: "list of webhooks",
+    }
     facts = [kinds[setting.type]]
     if setting.unit:
         facts.append(f"in {setting.unit}")

@@ -9,12 +9,14 @@ import click
 from hostler.cli.options import home_option, read_settings
 from hostler.config import SETTINGS, Setting
 from hostler.hookspecs import hookimpl
+from hostler.subscription import Subscription
 
 GROUPS = (
     ("Address and access", "host"),
     ("Requests", "max_requests"),
     ("Models", "default_model"),
     ("Downloads", "allow_file_sources"),
+    ("Webhooks", "webhooks"),
     ("Logs", "log_level"),
 )
 """Heading, and the setting that opens its part of the table."""
@@ -35,7 +37,7 @@ def show_default(setting: Setting) -> str:
     """A setting's default as a user would write it."""
     if setting.type is bool:
         return "on" if setting.default else "off"
-    if setting.type is list or setting.default == "":
+    if setting.type in {list, Subscription} or setting.default == "":
         return ",".join(setting.default) or "none"
     return (
         f"{setting.default:g} {setting.unit}".rstrip()
@@ -58,7 +60,9 @@ def make_option(setting: Setting) -> click.Option:
         extra.update(type=click.FloatRange(setting.minimum, setting.maximum), metavar="N")
     elif setting.type is list:
         extra.update(type=str, multiple=True, metavar="TEXT")
-    repeat = " May be given several times." if setting.type is list else ""
+    elif setting.type is Subscription:
+        extra.update(type=str, multiple=True, metavar="URL")
+    repeat = " May be given several times." if "multiple" in extra else ""
     return click.Option(
         [declaration, setting.name], default=None, help=f"{setting.help}{repeat} [{show_default(setting)}]", **extra
     )
