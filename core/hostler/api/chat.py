@@ -11,9 +11,9 @@ from hostler.api.body import read_object
 from hostler.api.inference import answer, new_id, open_record
 from hostler.api.logprobs import chat_logprobs
 from hostler.api.schema.chat import read_chat
-from hostler.api.schema.sampling import sampling_params
 from hostler.api.sse import ChatFrames
 from hostler.domain import GenerateRequest
+from hostler.library.sampling import sampling_params
 
 if TYPE_CHECKING:
     from hostler.runtime import Runtime

@@ -12,9 +12,9 @@ from hostler.api.fanout import ManyPrompts
 from hostler.api.inference import answer, new_id, open_record
 from hostler.api.logprobs import LegacyLogprobs
 from hostler.api.schema.completions import DEFAULT_MAX_TOKENS, CompletionCall, read_completion
-from hostler.api.schema.sampling import sampling_params
 from hostler.api.sse import CompletionFrames
 from hostler.domain import GenerateRequest
+from hostler.library.sampling import sampling_params
 
 if TYPE_CHECKING:
     from hostler.runtime import Runtime

@@ -9,8 +9,9 @@ from msgspec import Meta, Struct
 
 from hostler.api.schema.chat import Choices, StreamOptions
 from hostler.api.schema.convert import convert, required
-from hostler.api.schema.sampling import LARGEST, read_logit_bias, read_parameters
+from hostler.api.schema.sampling import read_logit_bias, read_parameters
 from hostler.errors import InvalidRequest, UnsupportedParameter
+from hostler.library.sampling import LARGEST
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's; the model's own limit is for chats."""
