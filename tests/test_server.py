@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 import hostler.logs
@@ -153,6 +154,58 @@ def test_body_of_exactly_the_limit_passes_and_one_byte_more_is_413_in_the_error_
     error = json.loads(body)["error"]
     assert error["code"] == "request_too_large"
     assert "1024" in error["message"]
+
+
+def send_upload(port: int, body, path: str = "/v1/files") -> tuple[int, bytes]:
+    """By httpx, which reads the answer also when the server hangs up before it has taken all."""
+    answer = httpx.post(f"http://127.0.0.1:{port}{path}", content=body, timeout=30, trust_env=False)
+    return answer.status_code, answer.content
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/files/", "//v1//files", "/v1/%66iles", "/v1/files?purpose=x"])
+def test_upload_may_be_larger_than_other_bodies_announced_and_chunked(tmp_path, path):
+    settings = load_settings(tmp_path, {"max_body_bytes": 1024, "max_file_bytes": 4096}, environ={})
+    with running(hello, settings) as (_, port):
+        assert send_upload(port, b"x" * 4096, path) == (200, b"4096")
+        assert send_upload(port, iter([b"x" * 4096] * 8), path) == (200, b"32768")  # what a form has around a file
+
+
+@pytest.mark.parametrize("size", [4096 + 65537, 300_000])
+def test_upload_over_its_own_limit_is_413_and_names_the_setting_announced_and_chunked(tmp_path, size):
+    settings = load_settings(tmp_path, {"max_body_bytes": 1024, "max_file_bytes": 4096}, environ={})
+    with running(hello, settings) as (_, port):
+        announced = send_upload(port, b"x" * size)
+        chunked = send_upload(port, iter([b"x" * 20000] * (size // 20000 + 1)))
+
+        for status, body in (announced, chunked):
+            assert status == 413
+            assert "max_file_bytes" in json.loads(body)["error"]["message"]
+
+
+def test_small_file_limit_does_not_shrink_other_bodies(tmp_path):
+    settings = load_settings(tmp_path, {"max_body_bytes": 200_000, "max_file_bytes": 1024}, environ={})
+    with running(hello, settings) as (_, port):
+        assert post(port, b"x" * 200_000) == (200, b"200000")
+        assert send_upload(port, b"x" * 200_000)[0] == 413
+        assert send_upload(port, b"x" * 200_000, "/v1/files/file-1")[0] == 200
+
+
+def test_client_that_asks_first_is_told_that_its_body_is_too_large_without_sending_it(settings):
+    with running(hello, settings) as (_, port), socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 1025\r\n\r\n")
+
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+
+    assert answer.startswith(b"HTTP/1.1 413")
+
+
+def test_client_that_asks_first_is_told_to_go_on_when_its_body_fits(settings):
+    with running(hello, settings) as (_, port), socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n")
+        assert client.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sendall(b"abc")
+
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")

@@ -288,10 +288,16 @@ class HttpServer:
         import waitress.channel
         import waitress.server
 
+        from hostler.api.bodylimits import BodyLimits
         from hostler.api.errortask import JsonErrorTask
+        from hostler.api.parser import LimitedParser
+
+        class Parser(LimitedParser):
+            limits = BodyLimits(settings)
 
         class Channel(waitress.channel.HTTPChannel):  # type: ignore[misc]  # waitress ships no types
             error_task_class = JsonErrorTask
+            parser_class = Parser
 
         # waitress warns for each request that waits for a thread; ours are bounded by max_requests before that matters.
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)
@@ -307,8 +313,8 @@ class HttpServer:
             # Reads on while a request runs, so that a client who leaves is noticed.
             channel_request_lookahead=1,
             outbuf_high_watermark=SEND_BUFFER_BYTES,
-            # waitress refuses a body of exactly its limit.
-            max_request_body_size=settings.max_body_bytes + 1,
+            # waitress refuses a body of exactly its limit. Uploads have their own, which the parser knows.
+            max_request_body_size=Parser.limits.json.n_bytes + 1,
             clear_untrusted_proxy_headers=True,
             ident="hostler",
             # select() cannot watch descriptors above 1023.

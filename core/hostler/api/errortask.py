@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from waitress.task import ErrorTask
 
+from hostler.api.bodylimits import BodyLimit
 from hostler.api.errors import error_body, error_headers, row_of
 from hostler.errors import HostlerError, InternalError, InvalidRequest, NotImplementedHere, RequestTooLarge
 
@@ -28,7 +29,7 @@ class JsonErrorTask(ErrorTask):  # type: ignore[misc]  # waitress ships no types
     def execute(self) -> None:
         """Write the whole answer and close: what is left of the request is not read."""
         refusal = self.request.error
-        error = _translated(refusal, self.channel.adj.max_request_body_size)
+        error = _translated(refusal, self.request.body_limit)
         body = msgspec.json.encode(error_body(error))
         # Too large a header keeps its own status: 413 speaks of bodies.
         status = HEADERS_TOO_LARGE if refusal.code == HEADERS_TOO_LARGE else row_of(error).status
@@ -41,12 +42,9 @@ class JsonErrorTask(ErrorTask):  # type: ignore[misc]  # waitress ships no types
         self.write(body)
 
 
-def _translated(refusal: Any, max_request_body_size: int) -> HostlerError:
-    if refusal.code == BODY_TOO_LARGE:
-        # waitress refuses from its limit on; server.py gives it ours plus one.
-        return RequestTooLarge(
-            f"The request body is over {max_request_body_size - 1} bytes; the server's max_body_bytes allows no more"
-        )
+def _translated(refusal: Any, limit: BodyLimit | None) -> HostlerError:
+    if refusal.code == BODY_TOO_LARGE and limit is not None:
+        return limit.refusal
     if refusal.code == HEADERS_TOO_LARGE:
         return RequestTooLarge("The request's headers are too large; shorten the URL or send fewer headers")
     if refusal.code == NOT_IMPLEMENTED:
