@@ -150,6 +150,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("proxy", str, "", "", "HTTP proxy for downloads; empty: the environment's."),
     Setting("huggingface_token", str, "", "", "Token for gated models; empty: huggingface_hub's own."),
     Setting("allow_insecure_downloads", bool, False, "", "Honour ignoreSSL and proxy of a download request."),
+    # -- records
+    Setting("database", str, "", "", "Where assistants, threads, messages, files and runs are kept: postgresql://user:password@host/name, or sqlite:///file; empty: HOME/hostler.db."),
     # -- webhooks
     Setting("webhooks", Subscription, (), "", "Where events are sent: a URL, or with a secret and a choice of events a table of its own."),
     # -- logs

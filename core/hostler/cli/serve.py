@@ -16,6 +16,7 @@ GROUPS = (
     ("Requests", "max_requests"),
     ("Models", "default_model"),
     ("Downloads", "allow_file_sources"),
+    ("Records", "database"),
     ("Webhooks", "webhooks"),
     ("Logs", "log_level"),
 )

@@ -110,6 +110,26 @@ class Message(Struct, frozen=True):
     object: Literal["thread.message"] = "thread.message"
 
 
+class NewMessage(Struct, frozen=True):
+    """A message to be written; what is None is filled in when it is."""
+
+    role: Literal["user", "assistant"]
+    content: list[ContentPart]
+    file_ids: list[str] = []
+    attachments: list[dict[str, Any]] = []
+    metadata: Metadata = {}
+    id: str | None = None
+    """Given by an import, or by who must name it before it is written."""
+    created_at: int | None = None
+    assistant_id: str | None = None
+    run_id: str | None = None
+    chat_completion_id: str | None = None
+    status: Literal["in_progress", "incomplete", "completed"] = "completed"
+    completed_at: int | None = None
+    incomplete_at: int | None = None
+    incomplete_details: dict[str, Any] | None = None
+
+
 class MessageFile(Struct, frozen=True):
     """That a message names a file."""
 
@@ -267,7 +287,10 @@ class Run(Struct, frozen=True):
     response_format: Any = "auto"
     truncation_strategy: dict[str, Any] = msgspec.field(default_factory=lambda: {"type": "auto"})
     left_out: list[str] = []
-    """hostler's own: ids of the thread's messages that did not fit into the context and were left out, oldest first."""
+    """hostler's own: ids of the thread's messages that did not fit into the context and were left out, oldest first; of
+    more than MAX_MESSAGE_IDS the newest. What is older than one that was left out was left out, too."""
+    left_out_count: int = 0
+    """hostler's own: how many were left out in all."""
     parameters: dict[str, Any] = {}
     """hostler's own: the sampling parameters the run was resolved to, native types."""
     object: Literal["thread.run"] = "thread.run"
@@ -295,3 +318,72 @@ class RunStep(Struct, frozen=True):
     usage: dict[str, Any] | None = None
     metadata: Metadata = {}
     object: Literal["thread.run.step"] = "thread.run.step"
+
+
+# -- webhooks -----------------------------------------------------------------------------------------------------------
+
+
+class PendingDelivery(Struct, frozen=True):
+    """An event that its webhook has not taken yet."""
+
+    id: str
+    """What the receiver gets as `webhook-id`, the same at every attempt."""
+    created_at: int
+    event: str
+    """Its name: `model.running`."""
+    event_id: int
+    """Its id in `GET /v1/events`."""
+    subject: str
+    """The model or the thread it is about; events of one subject are delivered in their order."""
+    n_attempts: int
+    next_attempt_at: int | None
+    """Unix seconds; null: it waits behind an earlier event of its subject."""
+    last_error: str | None
+    object: Literal["webhook.delivery"] = "webhook.delivery"
+
+
+class Webhook(Struct, frozen=True):
+    """A URL that gets events, and how it fares."""
+
+    id: str
+    """`webhook_` and 24 letters or digits."""
+    created_at: int
+    created: int
+    url: str
+    secret: str | None
+    """Masked; null: deliveries are not signed."""
+    events: list[str]
+    """Globs over the names of events."""
+    source: Literal["api", "config"]
+    """Who made it; one of the configuration can only be changed there."""
+    last_status: int | None
+    """HTTP status of the last attempt; null: none yet, or it got no answer."""
+    last_error: str | None
+    """Why the last attempt does not count; null: it does."""
+    last_delivery_at: int | None
+    """When the last attempt ended, whatever came of it."""
+    n_delivered: int
+    n_pending: int
+    n_dropped: int
+    """Events given up after their last attempt, or because too many were pending."""
+    object: Literal["webhook"] = "webhook"
+
+
+class WebhookDetail(Webhook, frozen=True):
+    """One webhook with the oldest events it has not taken yet."""
+
+    pending: list[PendingDelivery] = []
+
+
+class WebhookTest(Struct, frozen=True):
+    """What a webhook's receiver said to a test event."""
+
+    id: str
+    url: str
+    is_delivered: bool
+    status: int | None
+    error: str | None
+    elapsed_ms: int
+    answer: str
+    """The beginning of its body."""
+    object: Literal["webhook.test"] = "webhook.test"

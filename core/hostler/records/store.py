@@ -1,0 +1,185 @@
+"""Records of one home: assistants, threads, messages, files, runs, webhooks, and the log of events.
+
+Floor 1; any thread. Made when the runtime is, and costs nothing then: SQLAlchemy is imported, and the database opened, by
+the first who asks for a store, or by the server's thread that opens it after the address was announced.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from hostler.errors import StorageUnavailable
+from hostler.library.disk import write_atomically
+from hostler.records.database import Database
+from hostler.records.location import locate
+from hostler.records.sqlitefile import look_at
+
+if TYPE_CHECKING:
+    from hostler.records.assistants import AssistantStore
+    from hostler.records.events import EventLog
+    from hostler.records.files import FileStore
+    from hostler.records.messages import MessageStore
+    from hostler.records.runs import RunStore
+    from hostler.records.threads import ThreadStore
+    from hostler.records.webhooks import WebhookStore
+
+log = logging.getLogger("hostler.records")
+
+HOME_FILE = "home.id"
+"""In a home: its name among those that share a PostgreSQL."""
+
+
+class _Stores(Struct, frozen=True):
+    """One store a noun, on an open database."""
+
+    assistants: AssistantStore
+    threads: ThreadStore
+    messages: MessageStore
+    files: FileStore
+    runs: RunStore
+    events: EventLog
+    home: str
+
+
+class Records:
+    """What users keep. Each store opens the database when it is first asked for."""
+
+    def __init__(self, home: Path, url: str = "", *, default_model: str = "") -> None:
+        """Read nothing yet.
+
+        Args:
+            home: Data folder; the SQLite file and the bytes of files lie there.
+            url: The setting `database`; empty: HOME/hostler.db.
+            default_model: For assistants that are made without a model.
+
+        Raises:
+            ConfigError: hostler keeps no records in what the URL names.
+        """
+        self._home = home
+        self._default_model = default_model
+        self.database = Database(locate(home, url))
+        self._opening = threading.RLock()  # held while the database is opened
+        self._stores: _Stores | None = None
+
+    def check(self) -> None:
+        """Look whether the database can be served, before a server says that it serves. A file costs a few milliseconds.
+
+        Raises:
+            StorageUnavailable: Damaged, newer than this program, read-only, or a PostgreSQL that does not answer; the text
+                has the way back.
+        """
+        location = self.database.location
+        if location.path is not None:
+            look_at(location.path)
+            return
+        from hostler.records.revisions import refuse_unknown
+        from hostler.records.upgrade import stored_revision
+
+        with self.database.read() as connection:
+            revision = stored_revision(connection)
+        if revision is not None:
+            refuse_unknown(revision, location.where)
+
+    def open(self) -> None:
+        """Bring the database to this program's tables, and settle what a crash left. Idempotent; a failure may be retried.
+
+        Raises:
+            StorageUnavailable: With the reason and the way back.
+        """
+        self._opened()
+
+    def close(self) -> None:
+        """Close the database; whoever asks a store later is refused."""
+        self.database.close()
+
+    @property
+    def assistants(self) -> AssistantStore:
+        """Assistants; `jan` is always there."""
+        return self._opened().assistants
+
+    @property
+    def threads(self) -> ThreadStore:
+        """Threads."""
+        return self._opened().threads
+
+    @property
+    def messages(self) -> MessageStore:
+        """The messages of threads."""
+        return self._opened().messages
+
+    @property
+    def files(self) -> FileStore:
+        """Uploaded files."""
+        return self._opened().files
+
+    @property
+    def runs(self) -> RunStore:
+        """Runs and their steps."""
+        return self._opened().runs
+
+    @property
+    def events(self) -> EventLog:
+        """What happened."""
+        return self._opened().events
+
+    @property
+    def webhooks(self) -> WebhookStore:
+        """Webhooks, and what they have not been told yet."""
+        from hostler.records.webhooks import WebhookStore
+
+        return WebhookStore(self.database, self._opened().home)
+
+    def _opened(self) -> _Stores:
+        if self._stores is None:
+            with self._opening:
+                if self._stores is None:
+                    self._stores = self._open()
+        return self._stores
+
+    def _open(self) -> _Stores:
+        from hostler.records.assistants import AssistantStore
+        from hostler.records.events import EventLog
+        from hostler.records.files import FileStore
+        from hostler.records.messages import MessageStore
+        from hostler.records.runs import RunStore
+        from hostler.records.threads import ThreadStore
+        from hostler.records.upgrade import bring_up_to_date
+
+        database = self.database
+        bring_up_to_date(database)
+        home = self._name_of_home()
+        events = EventLog(database)
+        stores = _Stores(
+            assistants=AssistantStore(database, events, self._default_model),
+            threads=ThreadStore(database, events),
+            messages=MessageStore(database, events),
+            files=FileStore(database, self._home),
+            runs=RunStore(database, events, home),
+            events=events,
+            home=home,
+        )
+        stores.assistants.ensure_default()
+        stores.files.sweep()
+        for run in stores.runs.fail_interrupted():
+            log.warning("the run %s was going on when hostler stopped; it is now failed", run.id)
+        return stores
+
+    def _name_of_home(self) -> str:
+        """What tells this home's runs and webhooks from another's."""
+        path = self._home / HOME_FILE
+        try:
+            if not path.exists():
+                self._home.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, secrets.token_hex(8).encode() + b"\n")
+            return path.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise StorageUnavailable(
+                f"{path} cannot be used: {error.strerror}; give this user the right to write there, or choose another folder "
+                f"with --home"
+            ) from error
