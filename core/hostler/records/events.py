@@ -8,7 +8,7 @@ used again. Who has read up to an id therefore misses nothing by asking for what
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 from sqlalchemy import Connection, delete, func, insert, select
@@ -37,9 +37,15 @@ class LoggedEvent(Struct, frozen=True):
 class EventLog:
     """Events of this database, the oldest pruned."""
 
-    def __init__(self, database: Database) -> None:
-        """Take the outbox's place in the database's transactions."""
+    def __init__(self, database: Database, listeners: Sequence[Callable[[int], None]] = ()) -> None:
+        """Take the outbox's place in the database's transactions.
+
+        Args:
+            database: Where they are logged.
+            listeners: Called with the newest id after each commit that logged events, on its thread; they must not wait.
+        """
         self._database = database
+        self._listeners = listeners
         self._grown = threading.Condition()  # protects _last_id
         self._last_id: int | None = None
         """The newest id this process knows of; None: it has not asked."""
@@ -73,8 +79,12 @@ class EventLog:
             self._last_id = max(self._last_id or 0, newest)
             return self._last_id
 
-    def prune(self, keep: int) -> int:
+    def prune(self, keep: int, *, but_after: int | None = None) -> int:
         """Forget all but the newest so many events.
+
+        Args:
+            keep: How many stay.
+            but_after: Events after this id stay, too, however many they are.
 
         Returns:
             How many went.
@@ -83,7 +93,8 @@ class EventLog:
             oldest = connection.execute(select(events.c.id).order_by(events.c.id.desc()).offset(keep).limit(1)).scalar()
             if oldest is None:
                 return 0
-            return connection.execute(delete(events).where(events.c.id <= oldest)).rowcount
+            last = oldest if but_after is None else min(oldest, but_after)
+            return connection.execute(delete(events).where(events.c.id <= last)).rowcount
 
     def wait(self, event_id: int, timeout_s: float) -> bool:
         """Wait until there is an event after an id, or the time is over; True: there is one.
@@ -113,3 +124,5 @@ class EventLog:
         with self._grown:
             self._last_id = max(self._last_id or 0, newest)
             self._grown.notify_all()
+        for listener in self._listeners:
+            listener(newest)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from hostler.errors import StorageUnavailable
+from hostler.errors import HostlerError, StorageUnavailable
 from hostler.library.disk import write_atomically
 from hostler.records.database import Database
 from hostler.records.location import locate
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("hostler.records")
 
+RETRY_S = 1.0
+"""For so long a database that could not be opened counts as such: a PostgreSQL that does not answer takes seconds to say
+so, and requests that came meanwhile would wait for it one after the other."""
 HOME_FILE = "home.id"
 """In a home: its name among those that share a PostgreSQL."""
 
@@ -61,11 +66,20 @@ class Records:
         Raises:
             ConfigError: hostler keeps no records in what the URL names.
         """
+        self.is_owner = True
+        """This process has the home's lock. One that only reads leaves what a crash left: it may be another's work going on."""
         self._home = home
         self._default_model = default_model
         self.database = Database(locate(home, url))
-        self._opening = threading.RLock()  # held while the database is opened
+        self.on_open: list[Callable[[WebhookStore], None]] = []
+        """Called once the tables are there and before anything is written, on the thread that opens. They get the store of
+        webhooks, for this object cannot be asked for it yet."""
+        self.on_event: list[Callable[[int], None]] = []
+        """Called with the newest event's id when a transaction that logged events is committed, on its thread. They must
+        not wait."""
+        self._opening = threading.Lock()  # held while the database is opened; protects _stores and _failure
         self._stores: _Stores | None = None
+        self._failure: tuple[float, HostlerError] | None = None
 
     def check(self) -> None:
         """Look whether the database can be served, before a server says that it serves. A file costs a few milliseconds.
@@ -136,11 +150,19 @@ class Records:
         return WebhookStore(self.database, self._opened().home)
 
     def _opened(self) -> _Stores:
-        if self._stores is None:
-            with self._opening:
-                if self._stores is None:
+        stores = self._stores
+        if stores is not None:
+            return stores
+        with self._opening:
+            if self._stores is None:
+                if self._failure is not None and time.monotonic() - self._failure[0] < RETRY_S:
+                    raise self._failure[1].copy()
+                try:
                     self._stores = self._open()
-        return self._stores
+                except HostlerError as error:
+                    self._failure = (time.monotonic(), error)
+                    raise
+            return self._stores
 
     def _open(self) -> _Stores:
         from hostler.records.assistants import AssistantStore
@@ -154,7 +176,7 @@ class Records:
         database = self.database
         bring_up_to_date(database)
         home = self._name_of_home()
-        events = EventLog(database)
+        events = EventLog(database, self.on_event)
         stores = _Stores(
             assistants=AssistantStore(database, events, self._default_model),
             threads=ThreadStore(database, events),
@@ -164,10 +186,15 @@ class Records:
             events=events,
             home=home,
         )
+        for opened in self.on_open:
+            from hostler.records.webhooks import WebhookStore
+
+            opened(WebhookStore(database, home))
         stores.assistants.ensure_default()
-        stores.files.sweep()
-        for run in stores.runs.fail_interrupted():
-            log.warning("the run %s was going on when hostler stopped; it is now failed", run.id)
+        if self.is_owner:
+            stores.files.sweep()
+            for run in stores.runs.fail_interrupted():
+                log.warning("the run %s was going on when hostler stopped; it is now failed", run.id)
         return stores
 
     def _name_of_home(self) -> str:
