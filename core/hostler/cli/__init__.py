@@ -18,7 +18,11 @@ COMMAND_MODULES = (
     "hostler.cli.serve",
     "hostler.cli.run",
     "hostler.cli.models",
+    "hostler.cli.jan",
     "hostler.cli.running",
+    "hostler.cli.threads",
+    "hostler.cli.messages",
+    "hostler.cli.assistants",
     "hostler.cli.plugins",
     "hostler.cli.doctor",
 )

@@ -33,6 +33,7 @@ class Refused(click.ClickException):
         super().__init__(str(error.get("message") or f"the server answered {status} without a reason"))
         self.status = status
         self.code = error.get("code")
+        self.param = error.get("param")
 
 
 class Client:
@@ -58,6 +59,10 @@ class Client:
     def put(self, path: str, body: dict[str, Any]) -> Any:
         """PUT JSON, get JSON."""
         return self._call("PUT", path, json=body)
+
+    def patch(self, path: str, body: dict[str, Any]) -> Any:
+        """PATCH with JSON, get JSON."""
+        return self._call("PATCH", path, json=body)
 
     def delete(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """DELETE, get JSON."""
@@ -129,10 +134,10 @@ def connect(settings: Settings, purpose: str, *, is_reading: bool = False) -> It
             yield client
         return
     if is_reading:
-        with _work_here(settings) as client:
+        with _work_here(settings, is_owner=False) as client:
             yield client
         return
-    with HomeLock(settings.home, purpose), _work_here(settings) as client:
+    with HomeLock(settings.home, purpose), _work_here(settings, is_owner=True) as client:
         yield client
 
 
@@ -166,7 +171,7 @@ def connect_to(address: ServerAddress) -> Iterator[Client]:
 
 
 @contextmanager
-def _work_here(settings: Settings) -> Iterator[Client]:
+def _work_here(settings: Settings, *, is_owner: bool) -> Iterator[Client]:
     import httpx
 
     from hostler.api.app import create_app
@@ -175,6 +180,7 @@ def _work_here(settings: Settings) -> Iterator[Client]:
 
     token = secrets.token_urlsafe(24)
     runtime = Runtime(settings, get_plugins())
+    runtime.records.is_owner = is_owner
     try:
         transport = httpx.WSGITransport(create_app(runtime, settings, cli_token=token))
         headers = {"authorization": f"Bearer {token}"}

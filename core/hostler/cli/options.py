@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
+class OrderedGroup(click.Group):
+    """A group of commands that shows them in the order they were written, not by the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - the signature is click's
+        """All names."""
+        return list(self.commands)
+
+
 def _remember_home(context: click.Context, parameter: click.Parameter, value: Path | None) -> None:  # noqa: ARG001 - click's
     if value is not None:
         context.find_root().obj = value

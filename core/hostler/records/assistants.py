@@ -123,22 +123,30 @@ class AssistantStore:
         with self._database.read() as connection:
             if _row(connection, DEFAULT_ASSISTANT) is not None:
                 return
-        time = now()
-        made = Assistant(
-            DEFAULT_ASSISTANT,
-            time,
-            time,
-            name="Jan",
-            description="A default assistant that can use all downloaded models",
-            avatar="",
-            instructions="",
-        )
+        made = _default(now())
         try:
             with self._database.write() as connection:
                 _insert(connection, made)
                 self._events.append(connection, "assistant.created", made.id, msgspec.json.encode(made))
         except RecordExists:
             pass  # another hostler on the same PostgreSQL was faster
+
+
+def is_untouched(assistant: Assistant) -> bool:
+    """Whether it is the default assistant, as it was made: an import may replace it."""
+    return assistant == _default(assistant.created_at)
+
+
+def _default(created_at: int) -> Assistant:
+    return Assistant(
+        DEFAULT_ASSISTANT,
+        created_at,
+        created_at,
+        name="Jan",
+        description="A default assistant that can use all downloaded models",
+        avatar="",
+        instructions="",
+    )
 
 
 def _with_one_model(assistant: Assistant, said: dict[str, Any]) -> Assistant:

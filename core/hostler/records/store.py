@@ -67,7 +67,7 @@ class Records:
             ConfigError: hostler keeps no records in what the URL names.
         """
         self.is_owner = True
-        """This process has the home's lock. One that only reads leaves what a crash left: it may be another's work going on."""
+        """This process has the home's lock. One that only reads leaves what a crash left: it may be another's work."""
         self._home = home
         self._default_model = default_model
         self.database = Database(locate(home, url))

@@ -57,6 +57,7 @@ class ThreadStore:
         messages: Sequence[NewMessage] = (),
         id: str | None = None,
         created_at: int | None = None,
+        updated: int | None = None,
     ) -> Thread:
         """Make a thread with its first messages, all of it or nothing.
 
@@ -64,7 +65,7 @@ class ThreadStore:
             title, metadata, tool_resources: As given.
             assistants: None: the default assistant.
             messages: In their order.
-            id, created_at: Given by an import.
+            id, created_at, updated: Given by an import.
 
         Raises:
             RecordExists: The id is taken, or two messages have one id.
@@ -83,7 +84,8 @@ class ThreadStore:
             list(assistants) or [ThreadAssistant()],
         )
         made = make_messages(thread.id, messages)
-        updated = max([time, *(message.created_at for message in made)])
+        if updated is None:
+            updated = max([time, *(message.created_at for message in made)])
         row = {"id": thread.id, "created_at": time, "updated": updated, "next_position": 1, "body": thread}
         thread = structs.replace(thread, updated=updated, messages=[message.id for message in made[-MAX_MESSAGE_IDS:]])
         with self._database.write() as connection:
