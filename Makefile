@@ -56,6 +56,7 @@ lint: $(core) $(lint_tools) ## ruff and mypy (strict on core)
 bench: install $(echo_engine) $(test_tools) ## the benchmarks that need no other server; see benchmarks/README.md
 	$(PY) benchmarks/bench_ring.py
 	$(PY) benchmarks/bench_host.py
+	$(PY) benchmarks/bench_records.py
 
 docs: $(core) ## write docs/configuration.md and docs/cli.md anew from the code
 	$(PY) -m hostler.cli.reference
