@@ -13,9 +13,11 @@ Lives on floor 0: any thread, any process. It knows nothing of HTTP; `api/errors
     ├── AccessDenied
     │   ├── InvalidApiKey             invalid_api_key
     │   ├── HostNotAllowed            host_not_allowed
-    │   └── OriginNotAllowed          origin_not_allowed
+    │   ├── OriginNotAllowed          origin_not_allowed
+    │   └── CommandLineOnly           command_line_only           a route of the command line of this home
     ├── NotFound
     │   ├── ModelNotFound             model_not_found
+    │   ├── EngineNotFound            engine_not_found
     │   ├── RequestNotFound           request_not_found
     │   ├── RouteNotFound             route_not_found
     │   ├── ThreadNotFound            thread_not_found
@@ -32,7 +34,8 @@ Lives on floor 0: any thread, any process. It knows nothing of HTTP; `api/errors
     │   ├── HomeInUse                 home_in_use                 another server owns this home
     │   ├── RecordExists              record_exists               an imported id is taken
     │   ├── DefaultAssistant          default_assistant           it cannot be deleted
-    │   └── RunInProgress             run_in_progress             a thread has one run at a time
+    │   ├── RunInProgress             run_in_progress             a thread has one run at a time
+    │   └── ConfiguredWebhook         configured_webhook          it can only be changed in the configuration
     ├── QueueFull                     queue_full                  carries retry_after_s
     ├── InvalidModelFile              invalid_model_file          a weight file is truncated, corrupt or hostile
     ├── ModelLoadFailed               model_load_failed           the engine refused the model; carries the last output
@@ -145,6 +148,12 @@ class OriginNotAllowed(AccessDenied):
     code = "origin_not_allowed"
 
 
+class CommandLineOnly(AccessDenied):
+    """Only the command line of this home may ask for it."""
+
+    code = "command_line_only"
+
+
 class NotFound(HostlerError):
     """An id or a path that does not exist."""
 
@@ -153,6 +162,12 @@ class ModelNotFound(NotFound):
     """No model, alias or catalogue entry of that name."""
 
     code = "model_not_found"
+
+
+class EngineNotFound(NotFound):
+    """No installed plugin brings an engine of that name."""
+
+    code = "engine_not_found"
 
 
 class RequestNotFound(NotFound):
@@ -253,6 +268,12 @@ class RunInProgress(Conflict):
     """The thread has a run that is not over."""
 
     code = "run_in_progress"
+
+
+class ConfiguredWebhook(Conflict):
+    """A webhook of the configuration can only be changed there."""
+
+    code = "configured_webhook"
 
 
 class QueueFull(HostlerError):

@@ -23,6 +23,10 @@ class ModelView(msgspec.Struct, frozen=True):
     ctx_len: int
     """Tokens per slot: granted while running, else what `auto` would ask for or what was set. Never 0."""
     n_parallel: int
+    next_ctx_len: int = 0
+    """Tokens per slot that the next start would ask for; 0: the same as `ctx_len`."""
+    run: dict[str, Any] | None = None
+    """All settings of the run, while there is one; those of the manifest may have been changed since."""
     last_error: str | None = None
     pid: int | None = None
     info: EngineInfo | None = None
@@ -36,6 +40,18 @@ class ModelView(msgspec.Struct, frozen=True):
     """It stands in the shipped catalogue."""
     started_at: int | None = None
     """Unix seconds."""
+
+
+class ModelChanges(msgspec.Struct, frozen=True):
+    """What is to be changed of a model. Groups are merged key by key; a null value takes its key back to the default."""
+
+    name: str | None = None
+    """None: unchanged; empty: the id."""
+    description: str | None = None
+    settings: dict[str, Any] = {}
+    """Native types, under their own names."""
+    parameters: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
 
 
 class PullView(msgspec.Struct, frozen=True):

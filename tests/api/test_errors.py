@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from hostler import errors
@@ -37,7 +38,7 @@ def test_an_error_that_is_defined_elsewhere_takes_the_row_of_its_parent() -> Non
 def test_an_error_body_has_all_four_keys_and_repeats_the_message() -> None:
     body = error_body(errors.ModelNotFound("The model nope does not exist"))
 
-    assert body == {
+    assert msgspec.to_builtins(body) == {
         "error": {
             "message": "The model nope does not exist",
             "type": "invalid_request_error",

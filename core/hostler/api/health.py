@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import falcon
 
 from hostler import __version__
+from hostler.api.schema.server_answers import Health as HealthAnswer
+from hostler.api.schema.server_answers import Index
 from hostler.errors import EngineUnavailable
 
 if TYPE_CHECKING:
@@ -24,22 +26,33 @@ class Health:
     def alive(self, req: falcon.Request, resp: falcon.Response) -> None:
         """200 as long as the process answers at all; open without a key."""
         del req
-        resp.media = {"status": "ok", "version": __version__}
+        resp.media = HealthAnswer("ok", __version__)
 
     def ready(self, req: falcon.Request, resp: falcon.Response) -> None:
         """200 while requests are accepted, models loaded or not; 503 while draining."""
         del req
         if not self._runtime.is_ready:
             raise EngineUnavailable("hostler is stopping and takes no new requests", retry_after_s=1.0)
-        resp.media = {"status": "ready", "version": __version__}
+        resp.media = HealthAnswer("ready", __version__)
 
     def index(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """What somebody sees who opens the address in a browser."""
-        del req
-        resp.media = {
-            "name": "hostler",
-            "version": __version__,
-            "documentation": DOCUMENTATION,
-            "api": "/v1",
-            "try": ["GET /v1/models", "POST /v1/chat/completions", "GET /v1/requests", "GET /healthz", "GET /readyz"],
-        }
+        """Where to look: JSON for programs; a browser is sent on to the page that shows the whole API."""
+        resp.vary = ["Accept"]
+        if _is_browser(req):
+            resp.status = falcon.HTTP_302
+            resp.location = "/docs"
+            return
+        resp.media = Index(
+            name="hostler",
+            version=__version__,
+            documentation=DOCUMENTATION,
+            api="/v1",
+            openapi="/openapi.json",
+            docs="/docs",
+            try_=["GET /v1/models", "POST /v1/chat/completions", "GET /v1/requests", "GET /healthz", "GET /readyz"],
+        )
+
+
+def _is_browser(req: falcon.Request) -> bool:
+    """Browsers name HTML when they open an address; programs ask for JSON or for anything."""
+    return "text/html" in req.accept.lower()

@@ -16,12 +16,20 @@ import msgspec
 
 from hostler.api import shapes
 from hostler.api.body import query_bool, query_choice, read_object
+from hostler.api.schema.model_answers import (
+    DeleteModelResponse,
+    DownloadCancelled,
+    ModelStatus,
+    StartModelResponse,
+    StopModelResponse,
+)
 from hostler.api.schema.models import (
     read_download,
     read_import,
     read_named_model,
     read_start,
     read_task,
+    read_update,
     setting_warnings,
 )
 from hostler.config import EXTRA_THREADS, Settings
@@ -60,14 +68,14 @@ class Models:
         is_all = query_bool(req, "all", default=False)
         is_native = query_choice(req, "schema", ("seed", "native")) == "native"
         views = self._runtime.models(include_catalogue=is_all)
-        resp.media = {
-            "object": "list",
-            "data": [
-                shapes.list_item(view, is_native=is_native)
-                for view in views
-                if is_all or view.lifecycle is not Lifecycle.NOT_DOWNLOADED
-            ],
-        }
+        shown = [view for view in views if is_all or view.lifecycle is not Lifecycle.NOT_DOWNLOADED]
+        resp.media = shapes.list_answer(shown, is_native=is_native)
+
+    def list_available(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """listAvailableModels: what can be asked now."""
+        del req
+        views = self._runtime.models()
+        resp.media = shapes.available(view for view in views if view.manifest.is_complete)
 
     def get(self, req: falcon.Request, resp: falcon.Response, model_id: str) -> None:
         """getModel."""
@@ -79,7 +87,7 @@ class Models:
         del req
         with self._stopping():
             deleted = self._runtime.delete_model(model_id)
-        resp.media = {"id": deleted, "object": "model", "deleted": True, "message": "Deleted successfully!"}
+        resp.media = DeleteModelResponse(deleted)
 
     def start(self, req: falcon.Request, resp: falcon.Response, model_id: str) -> None:
         """startModel."""
@@ -127,31 +135,24 @@ class Models:
         task = read_task(read_object(req))
         if not self._runtime.cancel_pull(task):
             raise ModelNotFound(f"No download of {task} is going on")
-        resp.media = {"message": "Download stopped successfully", "taskId": task}
+        resp.media = DownloadCancelled(task)
 
     def start_named(self, req: falcon.Request, resp: falcon.Response) -> None:
         """ModelsController_startModel; also /models/load."""
         raw = read_object(req)
         model, overrides, wait = read_start(raw)
-        answer = self._start(req, model or read_named_model(raw), overrides, wait)
-        is_running = answer["state"] == Lifecycle.RUNNING.value
-        message = "Started successfully!" if is_running else answer["message"]
-        resp.media = {**answer, "message": message, "modelId": answer["id"], "success": True, "model": answer["id"]}
+        resp.media = shapes.started_named(self._start(req, model or read_named_model(raw), overrides, wait))
 
     def stop_named(self, req: falcon.Request, resp: falcon.Response) -> None:
         """ModelsController_stopModel."""
-        resp.media = self._stopped_named(self._stop(read_named_model(read_object(req))))
+        resp.media = shapes.stopped_named(self._stop(read_named_model(read_object(req))))
 
     def unload_named(self, req: falcon.Request, resp: falcon.Response) -> None:
         """unloadModel: as stop, but 404 for a model that is not loaded."""
         view = self._runtime.model(read_named_model(read_object(req)))
         if view.lifecycle not in IN_MEMORY:
             raise ModelNotFound(f"The model {view.manifest.id} is not loaded", param="model")
-        resp.media = self._stopped_named(self._stop(view.manifest.id))
-
-    @staticmethod
-    def _stopped_named(answer: dict[str, Any]) -> dict[str, Any]:
-        return {**answer, "message": "Stopped successfully!", "success": True, "model": answer["id"]}
+        resp.media = shapes.stopped_named(self._stop(view.manifest.id))
 
     def status(self, req: falcon.Request, resp: falcon.Response, model_id: str) -> None:
         """Cortex's yes or no: 200 when it runs, 400 when not."""
@@ -159,7 +160,17 @@ class Models:
         view = self._runtime.model(model_id)
         if view.lifecycle is not Lifecycle.RUNNING:
             raise InvalidRequest(f"The model {view.manifest.id} is not running, it is {view.lifecycle.value}")
-        resp.media = {"message": "Model is running"}
+        resp.media = ModelStatus()
+
+    def update(self, req: falcon.Request, resp: falcon.Response, model_id: str) -> None:
+        """ModelsController_update: what is kept of a model."""
+        changes = read_update(read_object(req))
+        view = self._runtime.update_model(model_id, changes)
+        name = view.manifest.id
+        is_running = changes.settings and view.lifecycle in IN_MEMORY
+        message = f"{name} keeps running with its settings until its next start" if is_running else f"{name} is updated"
+        warnings = setting_warnings(changes.settings)
+        resp.media = shapes.updated(view, "; ".join([message, *warnings]))
 
     def import_path(self, req: falcon.Request, resp: falcon.Response) -> None:
         """ModelsController_importModel: link files that are on this machine already."""
@@ -177,30 +188,23 @@ class Models:
         except InvalidRequest as error:
             error.param = IMPORT_FIELDS.get(error.param, error.param)
             raise
-        message = "Model is imported successfully!"
-        resp.media = {"result": "OK", "modelHandle": view.manifest.id, **shapes.changed_state(view, message)}
+        resp.media = shapes.imported(view)
 
     # -- inside ---------------------------------------------------------------------------------------------------------
 
-    def _start(self, req: falcon.Request, model: str, overrides: dict[str, Any], wait: bool | None) -> dict[str, Any]:
+    def _start(self, req: falcon.Request, model: str, overrides: dict[str, Any], wait: bool | None) -> StartModelResponse:
         is_waiting = query_bool(req, "wait", default=True) if wait is None else wait
         if is_waiting:
             with self._runtime.hold("start"):
                 view = self._runtime.start_model(model, overrides)
         else:
             view = self._runtime.start_model(model, overrides, is_waiting=False)
-        name = view.manifest.id
-        is_running = view.lifecycle is Lifecycle.RUNNING
-        answer = shapes.changed_state(view, f"Model {name} started" if is_running else f"Model {name} is starting")
-        warnings = [*setting_warnings(overrides), *(view.info.warnings if view.info else ())]
-        if warnings:
-            answer["warning"] = "; ".join(warnings)
-        return answer
+        return shapes.started(view, [*setting_warnings(overrides), *(view.info.warnings if view.info else ())])
 
-    def _stop(self, model: str) -> dict[str, Any]:
+    def _stop(self, model: str) -> StopModelResponse:
         with self._stopping():
             view = self._runtime.stop_model(model)
-        return shapes.changed_state(view, "Model stopped")
+        return shapes.stopped(view)
 
     @contextmanager
     def _stopping(self) -> Iterator[None]:

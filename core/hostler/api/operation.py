@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from hostler.library.fields import Field
+
 
 class Query(NamedTuple):
     """One parameter of the query string, or a header."""
@@ -28,9 +30,9 @@ class Operation(NamedTuple):
     """`Models`, `Chat Completion`, `Messages`, `Threads`, `Assistants`, ..."""
     summary: str
     body: Any = None
-    """The struct (or union of structs) that decodes the body; None: there is none."""
+    """The struct that decodes the body, or a tuple of alternatives; None: there is none."""
     answer: Any = None
-    """The struct of a 200's JSON; None: an open object."""
+    """The struct of a 200's JSON, or a tuple of alternatives; None: an open object."""
     query: tuple[Query, ...] = ()
     statuses: tuple[int, ...] = ()
     """Error statuses beside those that every operation may have."""
@@ -38,3 +40,11 @@ class Operation(NamedTuple):
     """Content types of a 200; `text/event-stream` beside JSON where `stream` asks for it."""
     body_media: str = "application/json"
     success: int = 200
+    further: tuple[int, ...] = ()
+    """Other statuses of success, with the same answer."""
+    fields: tuple[Field, ...] = ()
+    """Rows of library/fields.py that the body takes beside its struct's fields."""
+    event: Any = None
+    """The struct of one event of a `text/event-stream`, or a tuple of several."""
+    spellings: tuple[tuple[str, str], ...] = ()
+    """Other paths that lead here, each with an operationId of its own; only the document tells them apart."""

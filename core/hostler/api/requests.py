@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import falcon
 
 from hostler.api import shapes
+from hostler.api.schema.server_answers import RequestCancelled
 
 if TYPE_CHECKING:
     from hostler.runtime import Runtime
@@ -21,10 +22,10 @@ class Requests:
     def list_all(self, req: falcon.Request, resp: falcon.Response) -> None:
         """All of them, the oldest first."""
         del req
-        resp.media = shapes.envelope([shapes.request_item(view) for view in self._runtime.requests()])
+        resp.media = shapes.whole([shapes.request_item(view) for view in self._runtime.requests()])
 
     def cancel(self, req: falcon.Request, resp: falcon.Response, request_id: str) -> None:
         """Cancel one: it ends before the engine's next step, and its client gets an error."""
         del req
         self._runtime.cancel_request(request_id)
-        resp.media = {"id": request_id, "object": "request", "cancelled": True, "deleted": True}
+        resp.media = RequestCancelled(request_id)

@@ -25,6 +25,8 @@ GGUF = "gguf"
 ONNX_GENAI = "onnxgenai"
 GENAI_CONFIG = "genai_config.json"
 _MAX_CONFIG_BYTES = 4 * 1024 * 1024
+DESCRIBED = frozenset({"architecture", "context_length", "quantization", "size", "size_bytes"})
+"""Keys of a manifest's metadata that come from the files themselves."""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from hostler.errors import InvalidRequest
 
 AUTO = "auto"
 """`ctx_len` and `device`: hostler chooses."""
-_TRUE = frozenset({"true", "1", "yes", "on"})
-_FALSE = frozenset({"false", "0", "no", "off"})
+TRUE_WORDS = frozenset({"true", "1", "yes", "on"})
+FALSE_WORDS = frozenset({"false", "0", "no", "off"})
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Field:
     """Other spellings, the strongest first: of several that are sent the first here wins, `name` itself comes last."""
     extra_values: tuple[int, ...] = ()
     """Numbers allowed below the minimum."""
+    is_switch: bool = False
+    """A number that some know as a boolean: true is 1, false is 0."""
 
     def parse(self, value: Any, param: str) -> Any:
         """Turn a JSON value, or its text (`"2048"`, `"true"`), into this field's type.
@@ -76,6 +78,8 @@ class Field:
             if not isinstance(value, dict):
                 raise TypeError(value)
             return dict(value)
+        if self.is_switch and (isinstance(value, bool) or (isinstance(value, str) and not _is_number(value))):
+            return int(_parsed_bool(value))
         if isinstance(value, str):
             word = value.strip()
             if word in self.choices:
@@ -177,7 +181,8 @@ PARAMETERS: tuple[Field, ...] = (
     Field("repeat_last_n", int, 64, "Tokens the penalties see; 0: none, -1: the whole context.", -1),
     Field("dynatemp_range", float, 0.0, "Dynamic temperature; 0 is off.", 0),
     Field("dynatemp_exponent", float, 1.0, "", 0),
-    Field("mirostat", int, 0, "0 or false is off, 1 (true) and 2 are its versions.", 0, 2),
+    # Cortex types it as a boolean, llama.cpp as 0, 1 or 2.
+    Field("mirostat", int, 0, "0 or false is off, 1 (true) and 2 are its versions.", 0, 2, is_switch=True),
     Field("mirostat_tau", float, 5.0, "Wanted surprise.", 0),
     Field("mirostat_eta", float, 0.1, "Learning rate.", 0),
     Field("penalize_nl", bool, False, "Whether the penalties see line ends."),
@@ -207,11 +212,16 @@ def validate_settings(values: Mapping[str, Any], prefix: str = "settings") -> di
 
 def validate_parameters(values: Mapping[str, Any], prefix: str = "parameters") -> dict[str, Any]:
     """Parameters as a client or a file gave them -> native types; as `validate_settings`."""
-    if isinstance(values.get("mirostat"), bool | str):
-        # Cortex types it as a boolean, llama.cpp as 0, 1 or 2.
-        word = str(values["mirostat"]).strip().lower()
-        values = {**values, "mirostat": {"true": 1, "false": 0}.get(word, values["mirostat"])}
     return _validated(PARAMETERS, values, prefix)
+
+
+def changes_of(fields: tuple[Field, ...], values: Mapping[str, Any]) -> dict[str, None]:
+    """The fields that a change takes back to their defaults: those it sends as null, under whatever spelling."""
+    return {
+        field.name: None
+        for field in fields
+        if any(name in values and values[name] is None for name in (*field.aliases, field.name))
+    }
 
 
 def settings_with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -265,12 +275,16 @@ def _path(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
 
 
+def _is_number(text: str) -> bool:
+    return text.strip()[:1] in set("-0123456789")
+
+
 def _parsed_bool(value: Any) -> bool:
     if isinstance(value, bool):
         return value
     word = str(value).strip().lower() if isinstance(value, str | int) else ""
-    if word in _TRUE:
+    if word in TRUE_WORDS:
         return True
-    if word in _FALSE:
+    if word in FALSE_WORDS:
         return False
     raise ValueError(value)

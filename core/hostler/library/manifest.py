@@ -120,9 +120,16 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the model.json of a folder, which must exist; a reader sees the old one or the new one.
 
     Raises:
+        InvalidRequest: It would be too large to be read again.
         OSError: Nothing has changed then.
     """
-    write_atomically(folder / FILE_NAME, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+    data = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise InvalidRequest(
+            f"the {FILE_NAME} of {manifest.id} would have {len(data)} bytes; at most {MAX_MANIFEST_BYTES} are read again",
+            param="metadata",
+        )
+    write_atomically(folder / FILE_NAME, data)
 
 
 def check_member_path(path: str) -> str:

@@ -1,21 +1,27 @@
-"""Bodies of the model routes: downloads, starts, imports. Source: spec/API.md sections 5 and 11. Floor 5; pure."""
+"""Bodies of the model routes: downloads, starts, changes, imports. Source: spec/API.md sections 5 and 11. Floor 5; pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from hostler.api.schema.convert import convert, required
+from hostler.api.schema.marks import BOTH_GROUPS, PARAMETERS_GROUP, REQUIRED, SETTINGS_GROUP, exactly
 from hostler.errors import InvalidRequest, MissingParameter, UnsupportedParameter
-from hostler.library.fields import validate_parameters, validate_settings
+from hostler.library.describe import DESCRIBED
+from hostler.library.fields import PARAMETERS, SETTINGS, changes_of, validate_parameters, validate_settings
 from hostler.library.manifest import check_member_path
 from hostler.library.names import repair_url
-from hostler.views import PullRequest
+from hostler.views import ModelChanges, PullRequest
 
 FILE_SETTINGS = ("llama_model_path", "mmproj", "grammar_file")
 """Settings that name a file, which must lie inside the model's folder."""
+KEPT_METADATA = DESCRIBED | {"engine"}
+"""What hostler knows of a model's files better than a client; sent back as it was read, it is ignored."""
+MAX_NAME_LENGTH = 256
+MAX_DESCRIPTION_LENGTH = 16_384
 
 
 class Source(Struct):
@@ -33,37 +39,67 @@ class DownloadBody(Struct):
     name: str | None = None
     description: str | None = None
     format: str | None = None
-    settings: dict[str, Any] | None = None
-    engine_parameters: dict[str, Any] | None = None
-    parameters: dict[str, Any] | None = None
-    model_parameters: dict[str, Any] | None = None
+    settings: Annotated[dict[str, Any] | None, SETTINGS_GROUP] = None
+    engine_parameters: Annotated[dict[str, Any] | None, SETTINGS_GROUP] = None
+    parameters: Annotated[dict[str, Any] | None, PARAMETERS_GROUP] = None
+    model_parameters: Annotated[dict[str, Any] | None, PARAMETERS_GROUP] = None
     metadata: dict[str, Any] | None = None
     sources: list[Source | str] | None = None
     wait: bool | None = None
 
 
-class ImportBody(Struct):
+class ImportModelBody(Struct):
     """`POST /models/import`."""
 
     model: str | None = None
-    modelPath: str | None = None
+    modelPath: Annotated[str | None, REQUIRED] = None
     name: str | None = None
-    option: str | None = None
+    option: Annotated[str | None, exactly({"enum": ["symlink", None]})] = None
+
+
+class PullBody(DownloadBody):
+    """`POST /models/pull`."""
+
+    model: Annotated[str | None, REQUIRED] = None
 
 
 class StartBody(Struct):
     """What a start says beside settings."""
 
-    model: str | None = None
     wait: bool | None = None
-    settings: dict[str, Any] | None = None
+    settings: Annotated[dict[str, Any] | None, SETTINGS_GROUP] = None
+
+
+class StartNamedBody(StartBody):
+    """A start that names its model."""
+
+    model: Annotated[str | None, REQUIRED] = None
 
 
 class ModelBody(Struct):
     """A body that only names a model."""
 
-    model: str | None = None
+    model: Annotated[str | None, REQUIRED] = None
+
+
+class TaskBody(Struct):
+    """`DELETE /models/pull`: either of the two."""
+
     taskId: str | None = None
+    model: str | None = None
+
+
+class UpdateBody(Struct):
+    """`PATCH /models/{model_id}`; settings and parameters may also stand in the body itself."""
+
+    name: Annotated[str, Meta(max_length=MAX_NAME_LENGTH)] | None = None
+    description: Annotated[str, Meta(max_length=MAX_DESCRIPTION_LENGTH)] | None = None
+    settings: Annotated[dict[str, Any] | None, SETTINGS_GROUP] = None
+    engine_parameters: Annotated[dict[str, Any] | None, SETTINGS_GROUP] = None
+    parameters: Annotated[dict[str, Any] | None, BOTH_GROUPS] = None
+    """getModel's shape: settings may stand in it, too."""
+    model_parameters: Annotated[dict[str, Any] | None, PARAMETERS_GROUP] = None
+    metadata: dict[str, Any] | None = None
 
 
 def read_download(
@@ -132,13 +168,47 @@ def read_start(raw: dict[str, Any]) -> tuple[str | None, dict[str, Any], bool | 
     Raises:
         InvalidRequest: With the path of the field.
     """
-    body = convert(raw, StartBody)
+    body = convert(raw, StartNamedBody)
     settings = validate_settings(body.settings or {}, "settings")
     settings.update(validate_settings(raw, ""))
+    _check_files(settings)
+    return body.model, settings, body.wait
+
+
+def read_update(raw: dict[str, Any]) -> ModelChanges:
+    """Check an update's body. A field that stands in several groups counts as the last of them says: F05's names, the
+    seed's, the body itself.
+
+    Raises:
+        InvalidRequest: With the path of the field.
+    """
+    body = convert(raw, UpdateBody)
+    settings: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
+    for path in ("engine_parameters", "model_parameters", "settings", "parameters", ""):
+        values = getattr(body, path) if path else raw
+        if values is not None:
+            settings |= {**changes_of(SETTINGS, values), **validate_settings(values, path)}
+            parameters |= {**changes_of(PARAMETERS, values), **validate_parameters(values, path)}
+    _check_files(settings)
+    return ModelChanges(
+        name=_or_default(raw, "name", body.name),
+        description=_or_default(raw, "description", body.description),
+        settings=settings,
+        parameters=parameters,
+        metadata={key: value for key, value in (body.metadata or {}).items() if key not in KEPT_METADATA},
+    )
+
+
+def _or_default(raw: dict[str, Any], key: str, value: str | None) -> str | None:
+    """None where it is not sent, empty where it is sent as null."""
+    return "" if key in raw and value is None else value
+
+
+def _check_files(settings: Mapping[str, Any]) -> None:
     for name in FILE_SETTINGS:
         if settings.get(name):
             _check_inside(settings[name], name)
-    return body.model, settings, body.wait
 
 
 def _check_inside(path: str, name: str) -> None:
@@ -167,7 +237,7 @@ def read_import(raw: dict[str, Any]) -> tuple[str, str | None, str | None]:
     Raises:
         InvalidRequest, MissingParameter, UnsupportedParameter: With the field.
     """
-    body = convert(raw, ImportBody)
+    body = convert(raw, ImportModelBody)
     path = required(body.modelPath, "modelPath", "give the path of a GGUF file or of a model's folder")
     if body.option == "copy":
         raise UnsupportedParameter("option copy is not supported: imports link the files where they are", param="option")
@@ -191,5 +261,5 @@ def read_task(raw: dict[str, Any]) -> str:
     Raises:
         MissingParameter: It names none.
     """
-    body = convert(raw, ModelBody)
+    body = convert(raw, TaskBody)
     return required(body.taskId or body.model, "taskId", "it is the id in the download's answer")
