@@ -24,6 +24,7 @@ from hostler.domain import Lifecycle, Priority
 from hostler.engine import EngineInfo
 from hostler.errors import EngineUnavailable, HostlerError, ModelNotFound, StartCancelled, StartTimeout
 from hostler.ledger import Grant
+from hostler.library.manifest import Manifest
 from hostler.scheduler import AdmissionQueue, Ticket
 from hostler.weights import WarmWeights
 from hostler.worker.supervisor import Supervisor
@@ -69,12 +70,31 @@ class StartAttempt:
             raise self._error.copy()
 
 
+Entered = Callable[["HostedModel", Lifecycle, str | None], None]
+"""Called at each entry of a lifecycle, with the one before and, after a failure or a crash, its reason. Under `changed`: it
+must not wait."""
+
+
+def _tell_nobody(model: HostedModel, previous: Lifecycle, error: str | None) -> None:
+    del model, previous, error
+
+
 class HostedModel:
     """The state of one model that was started at least once, or is about to be."""
 
-    def __init__(self, model_id: str, queue_len: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        model_id: str,
+        queue_len: int,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        on_enter: Entered = _tell_nobody,
+    ) -> None:
         self.id = model_id
         self.clock = clock
+        self._on_enter = on_enter
+        self.manifest: Manifest | None = None
+        """As it was when somebody asked for the model last; for what is told of it."""
         self.changed = threading.Condition(threading.RLock())
         self.lifecycle = Lifecycle.DOWNLOADED
         self.resting = Lifecycle.DOWNLOADED
@@ -83,6 +103,8 @@ class HostedModel:
         self.queue = AdmissionQueue(n_slots=1, queue_len=queue_len)
         self.chosen: dict[str, Any] = {}
         """The settings of the run, complete."""
+        self.kept: dict[str, Any] = {}
+        """The manifest's settings as they were when the run began."""
         self.engine = ""
         self.grant: Grant | None = None
         self.weights: WarmWeights | None = None
@@ -167,10 +189,11 @@ class HostedModel:
             if self.attempt is not attempt:  # stopped, and already started anew: that start owns the state now
                 return
             self._let_go()
-            if not isinstance(error, StartCancelled):
+            is_failure = not isinstance(error, StartCancelled)
+            if is_failure:
                 self.last_error = error.message
             if self.lifecycle is Lifecycle.STARTING:
-                self._enter(self.resting)
+                self._enter(self.resting, error.message if is_failure else None)
             self.queue.pause()
             self.queue.fail(error)
 
@@ -214,7 +237,7 @@ class HostedModel:
         self.last_error = report.text() if report is not None else "the worker is gone"
         self.queue.pause()
         if self.lifecycle is Lifecycle.RUNNING:
-            self._enter(Lifecycle.STARTING)
+            self._enter(Lifecycle.STARTING, self.last_error)
         if worker.state == "starting" and (self.attempt is None or self.attempt.is_over):
             self.attempt = StartAttempt(is_restart=True)
         if worker.state != "starting":
@@ -316,8 +339,14 @@ class HostedModel:
             self.n_requests += is_new
             return ticket
 
+    def use(self) -> None:
+        """Count a request that takes no place in the queue; it calls `leave`, too."""
+        with self.changed:
+            self._refuse_deleted()
+            self.n_requests += 1
+
     def leave(self) -> None:
-        """A generation is over."""
+        """A request is over."""
         with self.changed:
             self.n_requests -= 1
             self.last_used = self.clock()
@@ -335,6 +364,8 @@ class HostedModel:
             self.weights.close()
             self.weights = None
 
-    def _enter(self, lifecycle: Lifecycle) -> None:
-        self.lifecycle = lifecycle
+    def _enter(self, lifecycle: Lifecycle, error: str | None = None) -> None:
+        previous, self.lifecycle = self.lifecycle, lifecycle
+        if lifecycle is not previous:
+            self._on_enter(self, previous, error)
         self.changed.notify_all()

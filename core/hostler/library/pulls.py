@@ -12,7 +12,9 @@ import threading
 import msgspec
 
 from hostler.errors import HostlerError, InternalError, RequestCancelled
+from hostler.domain import Lifecycle
 from hostler.library import names
+from hostler.library.changes import Change, Tell, tell_nobody
 from hostler.library.disk import free_bytes, storage_error
 from hostler.library.fetch import Stopped, StopSignal
 from hostler.library.manifest import Manifest
@@ -52,6 +54,7 @@ class PullJob:
         shelf: Shelf,
         context: SourceContext,
         limits: TransferLimits,
+        tell: Tell = tell_nobody,
     ) -> None:
         """Made by the library; `start` begins.
 
@@ -60,6 +63,7 @@ class PullJob:
             shelf: Where it goes.
             context: What the source and the fetch may use.
             limits: Retries and disk.
+            tell: Hears of the beginning and of the end, each once.
         """
         self.id = plan.draft.id
         """The model's id."""
@@ -67,6 +71,7 @@ class PullJob:
         self._shelf = shelf
         self._context = context
         self._limits = limits
+        self._tell = tell
         self._board = ProgressBoard(self.id)
         self._stop = StopSignal()
         self._lock = threading.Lock()
@@ -96,6 +101,7 @@ class PullJob:
 
     def start(self) -> None:
         """Begin; called once."""
+        self._tell(Change("downloading", self.plan.draft, Lifecycle.NOT_DOWNLOADED, Lifecycle.DOWNLOADING))
         self._thread.start()
 
     def progress(self) -> PullProgress:
@@ -185,7 +191,18 @@ class PullJob:
         self._clean_up(phase)
         with self._lock:
             self._error, self._manifest = error, manifest
+        # Before whoever waits is woken: what they do next must be told after this.
+        self._tell_end(error, manifest)
         self._board.end(phase, error.message if error is not None else None)
+
+    def _tell_end(self, error: HostlerError | None, manifest: Manifest | None) -> None:
+        before = Lifecycle.DOWNLOADING
+        if manifest is None or error is not None:
+            reason = error.message if error is not None else None
+            self._tell(Change("download_failed", self.plan.draft, before, Lifecycle.NOT_DOWNLOADED, reason))
+            return
+        self._tell(Change("registered", manifest, before, Lifecycle.DOWNLOADED))
+        self._tell(Change("downloaded", manifest, before, Lifecycle.DOWNLOADED))
 
     def _stopped(self) -> tuple[str, HostlerError]:
         with self._lock:

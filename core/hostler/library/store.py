@@ -30,6 +30,7 @@ from hostler.errors import (
 )
 from hostler.library import describe, names
 from hostler.library.catalogue import Catalogue, shipped_catalogue
+from hostler.library.changes import Change, Tell, tell_nobody
 from hostler.library.disk import free_bytes, storage_error
 from hostler.library.fields import validate_parameters, validate_settings
 from hostler.library.lookup import Lookup, index_of, sources_of
@@ -81,6 +82,7 @@ class Library:
         is_file_allowed: bool = False,
         formats: Collection[str] = (),
         limits: TransferLimits | None = None,
+        tell: Tell = tell_nobody,
     ) -> None:
         """Open a home; nothing is read before the first question.
 
@@ -92,6 +94,7 @@ class Library:
             is_file_allowed: Whether pulls that do not come from the CLI may name file: sources.
             formats: What the installed engines take; a file with such a suffix can be imported.
             limits: Retries and disk space of downloads; None: defaults.
+            tell: Hears of every change, in the order in which they happen to a model.
         """
         self.catalogue = shipped_catalogue() if catalogue is None else catalogue
         self._shelf = Shelf(home / "models")
@@ -100,6 +103,7 @@ class Library:
         self._is_file_allowed = is_file_allowed
         self._formats = frozenset(formats)
         self._limits = limits or TransferLimits()
+        self._tell = tell
         self._lock = threading.RLock()
         self._jobs: dict[str, PullJob] = {}
         self._index_cache = index_of(Contents((), {}, ()))
@@ -141,7 +145,7 @@ class Library:
         """
         manifest = self.find(reference).manifest
         if not manifest.is_complete or not manifest.files:
-            raise ModelNotDownloaded(f"The model {manifest.id} is not downloaded; get it with `hostler pull {manifest.id}`")
+            raise _not_downloaded(manifest.id)
         folder = self._shelf.folder(manifest.id)
         paths = describe.weight_paths(folder, manifest.files)
         for path, file in zip(paths, manifest.files, strict=True):
@@ -257,11 +261,15 @@ class Library:
                     changed = msgspec.structs.replace(linked_manifest(manifest, found), name=name or manifest.name)
                     if changed != manifest:
                         self._save(changed)
+                        self._tell_updated(changed)
                     return self.find(manifest.id)
             model_id = names.check_id(id or (found.manifest.id if found.manifest else found.suggested_id))
             self._check_free(model_id)
             draft = Manifest(model_id, name or model_id, int(time.time()))
-            self._save(linked_manifest(_over_what_lies_there(draft, found, name), found))
+            linked = linked_manifest(_over_what_lies_there(draft, found, name), found)
+            self._save(linked)
+            self._tell(Change("registered", linked, Lifecycle.NOT_DOWNLOADED, Lifecycle.DOWNLOADED))
+            self._tell(Change("downloaded", linked, Lifecycle.NOT_DOWNLOADED, Lifecycle.DOWNLOADED))
             return self.find(model_id)
 
     # -- changing models ----------------------------------------------------------------------------------------------
@@ -286,6 +294,7 @@ class Library:
                 self._shelf.remove(model_id)
             except OSError as error:
                 raise storage_error(error, self._shelf.folder(model_id), 0, free_bytes(self._shelf.models)) from error
+            self._tell(Change("deleted", entry.manifest, _at_rest(entry.manifest), Lifecycle.NOT_DOWNLOADED))
         return model_id
 
     def update(
@@ -299,18 +308,25 @@ class Library:
         parameters: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
         aliases: tuple[str, ...] | None = None,
+        needs_files: bool = False,
     ) -> LibraryEntry:
         """Change what is given of a model; groups are merged key by key, a null value removes its key.
 
         A catalogue entry can be changed before it is downloaded: it gets its folder then.
 
+        Args:
+            needs_files: Refuse a model that is not downloaded.
+
         Raises:
             ModelNotFound, InvalidRequest
+            ModelNotDownloaded: With `needs_files`.
             ModelExists: An alias is taken.
         """
         with self._lock:
             entry = self.find(reference)
             manifest = entry.manifest
+            if needs_files and not entry.is_downloaded:
+                raise _not_downloaded(manifest.id)
             changes: dict[str, Any] = {}
             for key, value in (("name", name), ("description", description), ("engine", engine)):
                 if value is not None:
@@ -324,8 +340,10 @@ class Library:
             if aliases is not None:
                 self._check_aliases(manifest.id, aliases)
                 changes["aliases"] = tuple(dict.fromkeys(aliases))
-            if changes:
-                self._save(msgspec.structs.replace(manifest, **changes))
+            changed = msgspec.structs.replace(manifest, **changes)
+            if changed != manifest:
+                self._save(changed)
+                self._tell_updated(changed)
             return self.find(manifest.id)
 
     def close(self) -> None:
@@ -440,7 +458,7 @@ class Library:
                 was_registered=registered is not None,
                 is_catalogue=self.catalogue.by_id(model_id) is not None,
             )
-            job = PullJob(plan, self._shelf, context, self._limits)
+            job = PullJob(plan, self._shelf, context, self._limits, self._tell)
             # Newest last: dicts keep the place of a key that is set again.
             self._jobs.pop(model_id, None)
             self._jobs[model_id] = job
@@ -486,6 +504,10 @@ class Library:
         self._save(changed)
         return changed
 
+    def _tell_updated(self, manifest: Manifest) -> None:
+        lifecycle = self.find(manifest.id).lifecycle
+        self._tell(Change("updated", manifest, lifecycle, lifecycle))
+
     def _save(self, manifest: Manifest) -> None:
         try:
             self._shelf.save(manifest)
@@ -514,6 +536,10 @@ class Library:
                 f"registered; {again}",
                 path=str(path),
             )
+
+
+def _at_rest(manifest: Manifest) -> Lifecycle:
+    return Lifecycle.DOWNLOADED if manifest.is_complete else Lifecycle.NOT_DOWNLOADED
 
 
 def _given(
@@ -588,6 +614,10 @@ def _named(paths: tuple[Path, ...], wanted: str, model_id: str, setting: str) ->
 
 def _not_found(reference: str) -> ModelNotFound:
     return ModelNotFound(f"The model {reference} does not exist", param=None)
+
+
+def _not_downloaded(model_id: str) -> ModelNotDownloaded:
+    return ModelNotDownloaded(f"The model {model_id} is not downloaded; get it with `hostler pull {model_id}`")
 
 
 def _taken(model_id: str, source: str) -> ModelExists:

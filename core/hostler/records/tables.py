@@ -16,6 +16,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Column,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -152,3 +153,45 @@ events = Table(
     sqlite_autoincrement=True,
 )
 """The outbox. AUTOINCREMENT: an id is never used again, though the newest event be pruned; clients resume by it."""
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    _seq(),
+    Column("id", Words, nullable=False, unique=True),
+    Column("home", Words, nullable=False),
+    Column("url", Words, nullable=False),
+    Column("secret", Words, nullable=False),
+    Column("events", JSON, nullable=False),
+    Column("source", Words, nullable=False),
+    Column("created_at", Number, nullable=False),
+    Column("seen", Number, nullable=False),
+    Column("last_status", Number),
+    Column("last_error", Words),
+    Column("last_delivery_at", Number),
+    Column("n_delivered", Number, nullable=False),
+    Column("n_dropped", Number, nullable=False),
+    UniqueConstraint("home", "url", name="webhooks_url"),
+)
+"""Each belongs to a home, which delivers it. `seen`: deliveries are made of all events up to this one."""
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", Number, primary_key=True, autoincrement=True),
+    Column("webhook_id", Words, ForeignKey("webhooks.id", ondelete="CASCADE"), nullable=False),
+    Column("event_id", Number, nullable=False),
+    Column("message_id", Words, nullable=False),
+    Column("name", Words, nullable=False),
+    Column("subject", Words, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("created", Number, nullable=False),
+    Column("n_attempts", Number, nullable=False),
+    Column("next_at", Double),
+    Column("last_error", Words),
+    Index("deliveries_by_subject", "webhook_id", "subject", "id"),
+    Index("deliveries_by_time", "webhook_id", "next_at"),
+    sqlite_autoincrement=True,
+)
+"""Events that a webhook has not taken yet, in their order. AUTOINCREMENT: a sender that comes back late must not meet another
+delivery under its id. `next_at`: see webhooks.py."""

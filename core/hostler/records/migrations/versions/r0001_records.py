@@ -1,5 +1,5 @@
-"""Threads, messages, assistants, files, runs, their steps, and the events. Floor 1; run by Alembic inside the transaction
-of records/upgrade.py.
+"""Threads, messages, assistants, files, runs, their steps, the events, webhooks and their deliveries. Floor 1; run by Alembic
+inside the transaction of records/upgrade.py.
 """
 
 from __future__ import annotations
@@ -87,3 +87,38 @@ def upgrade() -> None:
         sa.Column("body", sa.LargeBinary, nullable=False),
         sqlite_autoincrement=True,
     )
+    op.create_table(
+        "webhooks",
+        sa.Column("seq", NUMBER, primary_key=True, autoincrement=True),
+        sa.Column("id", sa.Text, nullable=False, unique=True),
+        sa.Column("home", sa.Text, nullable=False),
+        sa.Column("url", sa.Text, nullable=False),
+        sa.Column("secret", sa.Text, nullable=False),
+        sa.Column("events", sa.JSON, nullable=False),
+        sa.Column("source", sa.Text, nullable=False),
+        sa.Column("created_at", NUMBER, nullable=False),
+        sa.Column("seen", NUMBER, nullable=False),
+        sa.Column("last_status", NUMBER),
+        sa.Column("last_error", sa.Text),
+        sa.Column("last_delivery_at", NUMBER),
+        sa.Column("n_delivered", NUMBER, nullable=False),
+        sa.Column("n_dropped", NUMBER, nullable=False),
+        sa.UniqueConstraint("home", "url", name="webhooks_url"),
+    )
+    op.create_table(
+        "deliveries",
+        sa.Column("id", NUMBER, primary_key=True, autoincrement=True),
+        sa.Column("webhook_id", sa.Text, sa.ForeignKey("webhooks.id", ondelete="CASCADE"), nullable=False),
+        sa.Column("event_id", NUMBER, nullable=False),
+        sa.Column("message_id", sa.Text, nullable=False),
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("subject", sa.Text, nullable=False),
+        sa.Column("body", sa.LargeBinary, nullable=False),
+        sa.Column("created", NUMBER, nullable=False),
+        sa.Column("n_attempts", NUMBER, nullable=False),
+        sa.Column("next_at", sa.Double),
+        sa.Column("last_error", sa.Text),
+        sqlite_autoincrement=True,
+    )
+    op.create_index("deliveries_by_subject", "deliveries", ["webhook_id", "subject", "id"])
+    op.create_index("deliveries_by_time", "deliveries", ["webhook_id", "next_at"])
