@@ -70,9 +70,7 @@ def test_a_place_is_not_used_again_when_the_last_message_is_deleted(records, thr
 
 
 def test_a_list_can_be_limited_to_one_run(records, thread):
-    records.messages.append(
-        thread, [says("1", run_id="run_1"), says("2"), says("3", run_id="run_1"), says("4", run_id="run_2")]
-    )
+    records.messages.append(thread, [says(str(number), run_id=run_id) for number, run_id in enumerate(("a", None, "a", "b"))])
 
     assert words_of(records.messages.list(thread, PageRequest(order="asc"), run_id="a").data) == ["0", "2"]
     assert records.messages.list(thread, PageRequest(), run_id="c").data == []

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 import msgspec
 from sqlalchemy import Connection, delete, insert, select
 
-from hostler.errors import RequestTooLarge, StorageUnavailable, UploadNotFound
+from hostler.errors import InvalidRequest, RequestTooLarge, StorageUnavailable, UploadNotFound
 from hostler.library.disk import is_disk_full, sync_folder
 from hostler.records.database import Database
 from hostler.records.ids import new_id
@@ -58,6 +58,7 @@ class FileStore:
 
         Raises:
             RequestTooLarge: Nothing is kept.
+            InvalidRequest: The stream broke; nothing is kept.
             StorageUnavailable: The disk is full or read-only; nothing is kept.
         """
         part = self._incoming / f"{secrets.token_hex(8)}.part"
@@ -203,7 +204,7 @@ def _receive(stream: BinaryIO, part: Path, max_bytes: int) -> tuple[str, int]:
     """Write a stream to the disk for good. Returns its SHA-256 and its length."""
     digest, n_bytes = hashlib.sha256(), 0
     with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as sink:
-        while block := stream.read(BLOCK_BYTES):
+        while block := _next_block(stream):
             n_bytes += len(block)
             if n_bytes > max_bytes:
                 raise RequestTooLarge(
@@ -216,6 +217,13 @@ def _receive(stream: BinaryIO, part: Path, max_bytes: int) -> tuple[str, int]:
                 view = view[sink.write(view) :]
         os.fsync(sink.fileno())
     return digest.hexdigest(), n_bytes
+
+
+def _next_block(stream: BinaryIO) -> bytes:
+    try:
+        return stream.read(BLOCK_BYTES)
+    except OSError as error:
+        raise InvalidRequest(f"The file could not be read to its end: {error}", param="file") from error
 
 
 def _remove(path: Path) -> None:
