@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("hostler.events")
 
 MAX_QUEUED = 10_000
-"""Model events that wait while the database cannot be used; past it the oldest are lost."""
+"""Model events that wait while the database cannot be used; past it the oldest but one are lost."""
 KEPT = 10_000
 """Events that can be resumed from; webhooks have copies of what they have not taken yet."""
 KEPT_FOR_WEBHOOKS = 100_000
@@ -142,7 +142,7 @@ class EventBus:
             if self._is_closing:
                 return
             if len(self._queue) >= MAX_QUEUED:
-                self._queue.popleft()
+                del self._queue[1]  # the first is being written
                 self._n_lost += 1
             self._queue.append((name, subject, body))
             self._wake()
