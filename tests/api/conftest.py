@@ -14,7 +14,10 @@ from api.scripted_runtime import ScriptedRuntime, view
 from hostler.api.app import create_app
 from hostler.config import Settings, load_settings
 from hostler.domain import Lifecycle
+from hostler.events import EventBus
+from hostler.records.store import Records
 from hostler.server import HttpServer, open_sockets, url_of
+from hostler.webhooks import Webhooks
 
 
 @pytest.fixture
@@ -23,13 +26,30 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def runtime() -> ScriptedRuntime:
-    return ScriptedRuntime(
+def records(settings: Settings) -> Iterator[Records]:
+    """Real ones, in a database of their own that is opened when a test asks for it."""
+    made = Records(settings.home, default_model=settings.default_model)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def runtime(records: Records, settings: Settings) -> Iterator[ScriptedRuntime]:
+    made = ScriptedRuntime(
         view(),
         view("phi", Lifecycle.RUNNING, pid=4711, memory_bytes=123, manifest={"aliases": ("phi-alias",)}),
         view("catalogue-only", Lifecycle.NOT_DOWNLOADED, resting=Lifecycle.NOT_DOWNLOADED, is_catalogue=True),
         view("org/name:Q4@main", Lifecycle.STOPPED, resting=Lifecycle.STOPPED),
     )
+    made.records, made.settings = records, settings
+    made.events, made.webhooks = EventBus(records), Webhooks(records, settings.webhooks)
+    records.on_open.append(made.webhooks.opened)
+    records.on_event += [made.events.grew, made.webhooks.grew]
+    made.webhooks.start()
+    yield made
+    made.runs.close()
+    made.events.close()
+    made.webhooks.close()
 
 
 class Client(falcon.testing.TestClient):
@@ -47,6 +67,9 @@ class Client(falcon.testing.TestClient):
 
     def complete(self, **fields: Any) -> Any:
         return self.simulate_post("/v1/completions", json={"model": "phi", "prompt": "Once", **fields})
+
+    def embed(self, **fields: Any) -> Any:
+        return self.simulate_post("/v1/embeddings", json={"model": "phi", "input": "Once", **fields})
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from typing import Any
 import msgspec
 
 from hostler.domain import (
+    EmbedRequest,
+    EmbedResult,
     FinishEvent,
     FinishReason,
     GenerateRequest,
@@ -20,9 +23,12 @@ from hostler.domain import (
     Timings,
     Usage,
 )
-from hostler.errors import ModelNotDownloaded, ModelNotFound, QueueFull, RequestNotFound
+from hostler.errors import ModelNotDownloaded, ModelNotFound, QueueFull, RequestCancelled, RequestNotFound
 from hostler.library.manifest import Manifest, ModelFile
-from hostler.views import ModelView, PullRequest, PullView, RequestView
+from hostler.plugins import get_plugins
+from hostler.runs import Runs
+from hostler.views import ModelChanges, ModelView, PullRequest, PullView, RequestView
+from hostler.worker.wire import PromptSize
 
 USAGE = Usage(prompt_tokens=33, completion_tokens=2, cached_tokens=8)
 TIMINGS = Timings(prompt_n=25, prompt_ms=12.5, cached_n=8, predicted_n=2, predicted_ms=4.0)
@@ -127,20 +133,69 @@ class ScriptedGeneration:
         self.close()
 
 
+class ScriptedEmbedding:
+    """Gives one result, after a script of silences: an exception among the steps is raised, a Pause waits."""
+
+    def __init__(self, request: EmbedRequest, model: ModelView, script: tuple[Any, ...], result: EmbedResult) -> None:
+        self.id = request.id
+        self.model = model
+        self.script = script
+        self.result = result
+        self.closed = threading.Event()
+        self._is_cancelled = threading.Event()
+
+    def progress(self, poll_s: float) -> Iterator[None]:
+        for step in self.script:
+            if isinstance(step, BaseException):
+                raise step
+            step.reached.set()
+            deadline = time.monotonic() + DEADLINE_S
+            while not step.go_on.wait(poll_s):
+                if self._is_cancelled.is_set():
+                    raise RequestCancelled("The request was cancelled before its embeddings were complete")
+                assert time.monotonic() < deadline, "nobody ended the pause"
+                yield None
+
+    def cancel(self) -> None:
+        self._is_cancelled.set()
+
+    def close(self) -> None:
+        self.closed.set()
+
+    def __enter__(self) -> ScriptedEmbedding:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
 class ScriptedRuntime:
     """Answers from dictionaries and scripts; remembers what it was asked."""
 
     def __init__(self, *views: ModelView, max_requests: int = 8) -> None:
         self.views = {one.manifest.id: one for one in views}
+        self.plugins = get_plugins()
         self.pulls: dict[str, PullView] = {}
         self.scripts: list[Any] = []
         self.asked: list[GenerateRequest] = []
         self.generations: list[ScriptedGeneration] = []
+        self.embeds: list[EmbedRequest] = []
+        self.embeddings: list[ScriptedEmbedding] = []
         self.calls: list[tuple[Any, ...]] = []
         self.held: list[str] = []
         self.n_free = max_requests
         self.is_ready = True
         self.to_raise: BaseException | None = None
+        self.records: Any = None
+        """Real ones, where a test gives it some: what is kept needs no script."""
+        self.events: Any = None
+        self.webhooks: Any = None
+        self.settings: Any = None
+        self.runs = Runs(self)  # type: ignore[arg-type]
+        """Real ones, too: what they generate and count is scripted."""
+        self.may_count = threading.Event()
+        """Cleared by a test, it holds counts up, as a model that is being loaded does."""
+        self.may_count.set()
 
     def enqueue(self, *script: Any) -> None:
         """The next generation plays this."""
@@ -177,6 +232,13 @@ class ScriptedRuntime:
             raise ModelNotFound(f"The model {found.manifest.id} is not here")
         del self.views[found.manifest.id]
         return found.manifest.id
+
+    def update_model(self, reference: str, changes: ModelChanges) -> ModelView:
+        found = self.model(reference)
+        self.calls.append(("update", found.manifest.id, changes))
+        if found.lifecycle is Lifecycle.NOT_DOWNLOADED:
+            raise ModelNotDownloaded(f"The model {found.manifest.id} is not downloaded")
+        return found
 
     def pull_model(self, request: PullRequest, *, is_waiting: bool = False) -> PullView:
         self._maybe_raise()
@@ -224,6 +286,30 @@ class ScriptedRuntime:
         generation = ScriptedGeneration(request, found, script)
         self.generations.append(generation)
         return generation
+
+    def embed(self, request: EmbedRequest) -> ScriptedEmbedding:
+        """Input `i` has the vector (1, i) and as many tokens as characters or ids."""
+        found = self.model(request.model)
+        if found.lifecycle is Lifecycle.NOT_DOWNLOADED:
+            raise ModelNotDownloaded(f"The model {found.manifest.id} is not downloaded")
+        self.embeds.append(request)
+        script = self.scripts.pop(0) if self.scripts else ()
+        if len(script) == 1 and isinstance(script[0], QueueFull):
+            raise script[0]
+        vectors = tuple(struct.pack("<2f", 1.0, float(index)) for index in range(len(request.inputs)))
+        result = EmbedResult(vectors, sum(len(one) for one in request.inputs))
+        embedding = ScriptedEmbedding(request, found, script, result)
+        self.embeddings.append(embedding)
+        return embedding
+
+    def count_tokens(self, reference: str, messages: Any, *, template_kwargs: Any = None, settings: Any = None) -> PromptSize:
+        """One token a character and one a message."""
+        found = self.model(reference)
+        if found.lifecycle is Lifecycle.NOT_DOWNLOADED:
+            raise ModelNotDownloaded(f"The model {found.manifest.id} is not downloaded")
+        self.calls.append(("count", found.manifest.id, messages, settings))
+        assert self.may_count.wait(DEADLINE_S), "nobody let it count"
+        return PromptSize(sum(len(message.content) + 1 for message in messages), found.ctx_len)
 
     def requests(self) -> list[RequestView]:
         return [
