@@ -204,9 +204,9 @@ class LiveRun:
             self._finish(outcome)
         except HostlerError as refusal:
             error = refusal
-        except Exception as bug:
+        except Exception:
             log.exception("a run in %s failed with a bug of hostler", self.thread_id)
-            error = InternalError(f"The run failed: {bug!r}; see the log")
+            error = InternalError(f"hostler failed on a run in {self.thread_id}; the server's log has the reason")
         on_end(self, error)
         with self._changed:
             self._error = error
@@ -345,9 +345,10 @@ class LiveRun:
                 outcome = self._read(generation)
         except HostlerError as error:
             outcome = Outcome("failed", error=run_error(error))
-        except Exception as bug:
+        except Exception:
             log.exception("%s failed with a bug of hostler", generation.id)
-            outcome = Outcome("failed", error=RunError("server_error", f"The run failed: {bug!r}; see the log"))
+            message = f"hostler failed on this run; the server's log has the reason under {generation.id}"
+            outcome = Outcome("failed", error=RunError("server_error", message))
         with self._changed:
             self._is_ending = True
         return outcome
