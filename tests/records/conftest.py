@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from hostler.records.store import Records
+from support.records import make_empty, send
 
 
 @pytest.fixture(scope="session")
@@ -43,20 +44,12 @@ def postgresql() -> Iterator[str]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def send(url: str, *statements: str) -> None:
-    """Have a PostgreSQL do something."""
-    import psycopg
-
-    with psycopg.connect(url, autocommit=True) as connection:
-        for statement in statements:
-            connection.execute(statement)  # type: ignore[call-overload]
-
-
 @pytest.fixture
-def empty_postgresql(postgresql: str) -> str:
-    """The URL of a PostgreSQL without a table."""
-    send(postgresql, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
-    return postgresql
+def empty_postgresql(postgresql: str) -> Iterator[str]:
+    """The URL of a PostgreSQL without a table, and none stays in it."""
+    make_empty(postgresql)
+    yield postgresql
+    make_empty(postgresql)
 
 
 @pytest.fixture
