@@ -220,6 +220,32 @@ def test_names_of_the_catalogue_are_taken(library, gguf, name):
         library.import_path(gguf(), id=name)
 
 
+def jan_model(gguf, model_id, url):
+    path = gguf("small.Q4_0.gguf", folder=model_id)
+    source = {"filename": path.name, "url": url}
+    path.with_name("model.json").write_text(json.dumps({"id": model_id, "sources": [source], "parameters": {"top_k": 3}}))
+    return path.parent
+
+
+def test_a_folder_that_holds_what_the_catalogue_offers_takes_its_id(library, gguf, server):
+    url = f"{server.url}/small.Q4_0.gguf"
+    folder = jan_model(gguf, "small-1m", url)
+
+    found = library.import_path(folder)
+
+    assert (found.manifest.id, found.lifecycle) == ("small-1m", Lifecycle.DOWNLOADED)
+    assert found.manifest.parameters == {"top_k": 3}
+    assert library.pull(url).is_finished  # the server has no such file: nothing was asked
+    assert library.import_path(folder).manifest == found.manifest
+
+
+def test_a_folder_of_another_model_does_not_take_an_id_of_the_catalogue(library, gguf, server):
+    with pytest.raises(ModelExists):
+        library.import_path(jan_model(gguf, "small-1m", f"{server.url}/other.gguf"))
+    with pytest.raises(ModelExists):  # an alias is no id
+        library.import_path(jan_model(gguf, "small", f"{server.url}/small.Q4_0.gguf"))
+
+
 def test_one_file_may_have_two_ids_when_both_are_asked_for(library, gguf):
     path = gguf()
 

@@ -264,7 +264,7 @@ class Library:
                         self._tell_updated(changed)
                     return self.find(manifest.id)
             model_id = names.check_id(id or (found.manifest.id if found.manifest else found.suggested_id))
-            self._check_free(model_id)
+            self._check_free(model_id, found.manifest)
             draft = Manifest(model_id, name or model_id, int(time.time()))
             linked = linked_manifest(_over_what_lies_there(draft, found, name), found)
             self._save(linked)
@@ -479,10 +479,20 @@ class Library:
         self._check_free(model_id)
         return Manifest(model_id, model_id, int(time.time()))
 
-    def _check_free(self, model_id: str) -> None:
-        """Refuse an id that means another model already."""
-        owner = self._lookup().owner_of_name(model_id)
-        if owner is not None:
+    def _check_free(self, model_id: str, wanted: Manifest | None = None) -> None:
+        """Refuse an id that means another model already.
+
+        Args:
+            model_id: The id.
+            wanted: What a model.json says of the model that wants it: the catalogue may mean the very same.
+        """
+        lookup = self._lookup()
+        owner = lookup.owner_of_name(model_id)
+        if owner is None:
+            return
+        is_only_offered = model_id not in lookup.index.by_id and model_id not in lookup.running
+        is_the_same = wanted is not None and names.normalised_source(owner[1]) in sources_of(wanted)
+        if not (is_only_offered and owner[0] == model_id and is_the_same):
             raise _taken(model_id, owner[1])
 
     def _check_aliases(self, model_id: str, aliases: tuple[str, ...]) -> None:
@@ -586,6 +596,8 @@ def _over_what_lies_there(draft: Manifest, found: describe.Found, name: str | No
         settings={key: value for key, value in old.settings.items() if key not in {"llama_model_path", "mmproj"}},
         parameters=old.parameters,
         metadata=old.metadata,
+        # Whoever asks for where it came from has it already.
+        references=tuple(sorted(sources_of(old))),
     )
 
 
