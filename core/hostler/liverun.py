@@ -238,6 +238,8 @@ class LiveRun:
                 id=f"chatcmpl-{secrets.token_hex(12)}", model=order.model_id, params=params, messages=fitted.messages
             )
         )
+        with self._changed:
+            self._generation = generation  # before anybody can know the run and cancel it
         try:
             left_out, n_left_out = self._left_out(fitted)
             parameters = parameters_with_defaults({**stored.manifest.parameters, **plan.parameters})
@@ -245,8 +247,6 @@ class LiveRun:
         except BaseException:
             generation.close()
             raise
-        with self._changed:
-            self._generation = generation
         return generation
 
     def _turns(self) -> Iterator[Turn]:
@@ -418,7 +418,6 @@ class LiveRun:
             status="in_progress",
             step_details={"type": "message_creation", "message_creation": {"message_id": message.id}},
         )
-        self._note(lambda: self._records.runs.add_step(step))
         with self._changed:
             self._tell("thread.run.step.created", step)
             self._tell("thread.run.step.in_progress", step)
@@ -430,10 +429,14 @@ class LiveRun:
         if not event.text:
             return
         self._begin_message(generation_id)
-        assert self._message is not None
+        message, step = self._message, self._step
+        assert message is not None
+        assert step is not None
         self._pieces.append(event.text)
         with self._changed:
-            self._tell("thread.message.delta", TextDelta(self._message.id, event.text))
+            self._tell("thread.message.delta", TextDelta(message.id, event.text))
+        if len(self._pieces) == 1:  # told first and written then: nobody waits for the disk to see the first word
+            self._note(lambda: self._records.runs.add_step(step))
 
     def _note(self, write: Callable[[], object]) -> None:
         """Write how far it is. Its end says all of it again, so a database that is busy just now costs nothing."""

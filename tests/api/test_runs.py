@@ -557,6 +557,22 @@ def test_a_client_that_leaves_its_stream_frees_its_thread_and_the_run_goes_on(se
         wait_until(lambda: answers() == ["Hello"], "the answer")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_before_its_run_is_recorded_gets_it_all_the_same(
+    serve: Serve, runtime: Runtime, stream: bool
+) -> None:
+    runtime.may_count.clear()
+    with httpx.Client(base_url=serve(), timeout=DEADLINE_S) as http:
+        thread_id = http.post("/v1/threads", json={"messages": [{"role": "user", "content": "Hello!"}]}).json()["id"]
+        with pytest.raises(httpx.ReadTimeout):
+            http.post(f"/v1/threads/{thread_id}/runs", json={"stream": stream}, timeout=0.2)
+        wait_until(lambda: runtime.n_free == 8, "the end of the stream")
+
+        runtime.may_count.set()
+
+        wait_until(lambda: len(http.get(f"/v1/threads/{thread_id}/messages").json()["data"]) == 2, "the answer")
+
+
 def test_many_streams_at_once_each_get_their_own_text(serve: Serve, runtime: Runtime) -> None:
     url = serve(max_requests=16)
     runtime.n_free = 16

@@ -15,7 +15,7 @@ import falcon
 import msgspec
 from msgspec import UNSET
 
-from hostler.api.answers import KEEP_ALIVE_S, client_watch
+from hostler.api.answers import KEEP_ALIVE_S, POLL_S, client_watch
 from hostler.api.body import read_object
 from hostler.api.runframes import RunStream
 from hostler.api.schema.paging import read_page
@@ -23,7 +23,7 @@ from hostler.api.schema.runs import check_tool_outputs, read_run, read_run_chang
 from hostler.api.schema.threads import ThreadCall
 from hostler.api.sse import CONTENT_TYPE
 from hostler.api.threads import entries_of
-from hostler.errors import InternalError, InvalidRequest
+from hostler.errors import InvalidRequest, RequestCancelled
 from hostler.records.objects import Run
 from hostler.runplan import NewThread
 
@@ -125,9 +125,10 @@ class Runs:
         if is_stream:
             self._stream(req, resp, begin)
             return
-        run = begin(False).wait_recorded()
-        if run is None:
-            raise InternalError("The run ended before it had begun")
+        live, is_client_gone = begin(False), client_watch(req)
+        while (run := live.wait_recorded(POLL_S)) is None:
+            if is_client_gone():  # its thread may serve others; the run goes on
+                raise RequestCancelled("The client has left")
         _name_model(resp, run)
         resp.data = msgspec.json.encode(run)
 
