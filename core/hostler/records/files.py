@@ -3,7 +3,7 @@
 Floor 1; any thread. Imports SQLAlchemy.
 
     HOME/files/ab/cdef...           bytes whose SHA-256 is abcdef...; written once, never changed
-    HOME/files/incoming/*.part      bytes still arriving
+    HOME/files/incoming/*.part      bytes still arriving; *.tmp: a mark being written
     HOME/files/incoming/abcdef...   a mark: the blob of that name may have no row; its text names the database
 
 INVARIANT: a row is committed after its blob is on the disk, a blob goes after its last row is. Between the two steps stands
@@ -27,7 +27,7 @@ import msgspec
 from sqlalchemy import Connection, delete, insert, select
 
 from hostler.errors import InvalidRequest, RequestTooLarge, StorageUnavailable, UploadNotFound
-from hostler.library.disk import is_disk_full, sync_folder
+from hostler.library.disk import is_disk_full, sync_folder, write_atomically
 from hostler.records.database import Database
 from hostler.records.ids import new_id
 from hostler.records.objects import Deleted, File, Page, PageRequest
@@ -146,9 +146,9 @@ class FileStore:
             return
         try:
             for left in list(self._incoming.iterdir()):
-                if left.suffix == ".part":
+                if left.suffix in {".part", ".tmp"}:
                     _remove(left)
-                elif left.read_text(encoding="utf-8") == self._database.location.where:
+                elif left.read_bytes() == os.fsencode(self._database.location.where):
                     self._settle(left.name)
         except OSError as error:
             raise self._unavailable(error) from error
@@ -171,13 +171,8 @@ class FileStore:
                 sync_folder(self._folder)
 
     def _mark(self, sha256: str) -> None:
-        mark = self._incoming / sha256
         self._incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with open(mark, "w", encoding="utf-8") as stream:
-            stream.write(self._database.location.where)
-            stream.flush()
-            os.fsync(stream.fileno())
-        sync_folder(self._incoming)
+        write_atomically(self._incoming / sha256, os.fsencode(self._database.location.where))
 
     def _unmark(self, sha256: str) -> None:
         _remove(self._incoming / sha256)
