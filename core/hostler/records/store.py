@@ -49,7 +49,7 @@ class _Stores(Struct, frozen=True):
     files: FileStore
     runs: RunStore
     events: EventLog
-    home: str
+    webhooks: WebhookStore
 
 
 class Records:
@@ -145,9 +145,7 @@ class Records:
     @property
     def webhooks(self) -> WebhookStore:
         """Webhooks, and what they have not been told yet."""
-        from hostler.records.webhooks import WebhookStore
-
-        return WebhookStore(self.database, self._opened().home)
+        return self._opened().webhooks
 
     def _opened(self) -> _Stores:
         stores = self._stores
@@ -172,6 +170,7 @@ class Records:
         from hostler.records.runs import RunStore
         from hostler.records.threads import ThreadStore
         from hostler.records.upgrade import bring_up_to_date
+        from hostler.records.webhooks import WebhookStore
 
         database = self.database
         bring_up_to_date(database)
@@ -184,12 +183,10 @@ class Records:
             files=FileStore(database, self._home),
             runs=RunStore(database, events, home),
             events=events,
-            home=home,
+            webhooks=WebhookStore(database, home),
         )
         for opened in self.on_open:
-            from hostler.records.webhooks import WebhookStore
-
-            opened(WebhookStore(database, home))
+            opened(stores.webhooks)
         stores.assistants.ensure_default()
         if self.is_owner:
             stores.files.sweep()
