@@ -9,6 +9,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +66,19 @@ def test_the_server_imports_no_engine() -> None:
 
     assert "falcon" in loaded
     assert loaded.isdisjoint(ENGINES)
+
+
+def test_a_server_in_which_nothing_happened_yet_imports_no_database_and_nothing_that_delivers(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path\nimport hostler.server\nfrom hostler.api.app import create_app\n"
+        "from hostler.config import load_settings\nfrom hostler.plugins import get_plugins\nfrom hostler.runtime import Runtime\n"
+        f"settings = load_settings(Path({str(tmp_path)!r}), {{'webhooks': ('http://127.0.0.1:9/',)}}, {{}})\n"
+        "runtime = Runtime(settings, get_plugins())\nruntime.webhooks.start()\ncreate_app(runtime, settings)\nruntime.close(0)"
+    )
+    loaded = modules_after(code)
+
+    assert {"hostler.webhooks", "hostler.api.webhooks"} <= loaded
+    assert loaded.isdisjoint(("httpx", "standardwebhooks", "sqlalchemy", "alembic"))
 
 
 def test_a_worker_imports_no_server() -> None:

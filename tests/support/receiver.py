@@ -64,6 +64,9 @@ class Receiver:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
+                if len(body) < int(self.headers["content-length"]):
+                    self.close_connection = True  # the sender died
+                    return
                 request = Received(self.path, {key.lower(): value for key, value in self.headers.items()}, body)
                 with receiver.arrived:
                     receiver.got.append(request)

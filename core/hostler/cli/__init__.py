@@ -23,6 +23,7 @@ COMMAND_MODULES = (
     "hostler.cli.threads",
     "hostler.cli.messages",
     "hostler.cli.assistants",
+    "hostler.cli.webhooks",
     "hostler.cli.plugins",
     "hostler.cli.doctor",
 )
