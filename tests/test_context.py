@@ -143,6 +143,7 @@ def test_an_empty_thread_is_its_instructions() -> None:
     fitted = Thread().fit("Tell a joke.")
 
     assert (fitted.messages, fitted.has_more) == ((Message("system", "Tell a joke."),), False)
+    assert Thread().fit().messages == (Message("system", ""),)
     with pytest.raises(ContextLengthExceeded, match="the instructions resulted in 201 tokens"):
         Thread().fit("x" * 200)
 

@@ -387,13 +387,16 @@ def test_no_model_anywhere_is_a_missing_parameter(make_runtime: MakeRuntime) -> 
     assert caught.value.param == "model"
 
 
-def test_nothing_to_answer_is_refused_and_instructions_alone_are_something(runtime: Runtime) -> None:
+def test_a_thread_without_messages_is_answered_if_the_models_template_can(make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime()
     thread_id = new_thread(runtime)
-    with pytest.raises(InvalidRequest, match="nothing to answer") as caught:
-        runtime.runs.start(thread_id, request(instructions=""))
-    assert caught.value.param == "additional_messages"
-
     assert answer(runtime, thread_id, instructions="Tell a joke.").status == "completed"
+    assert answer(runtime, new_thread(runtime)).status == "completed"
+
+    runtime = make_runtime('{"chat_template": "{{ messages[0].content }}"}')
+    live = runtime.runs.start(new_thread(runtime), request())
+    with pytest.raises(InvalidRequest, match="prompt is empty"):
+        live.wait_recorded(DEADLINE_S)
 
 
 def test_an_image_is_refused_with_its_path_where_it_would_be_seen(runtime: Runtime) -> None:

@@ -221,7 +221,9 @@ class _Search:
 
     def _messages(self, n_turns: int) -> tuple[Message, ...]:
         kept = reversed(self._history.turns[:n_turns])
-        return (*self._system, *(Message(turn.role, turn.text) for turn in kept))
+        messages = (*self._system, *(Message(turn.role, turn.text) for turn in kept))
+        # A thread in which nothing was said is answered out of nothing, as OpenAI's are; templates want one message.
+        return messages or (Message("system", ""),)
 
     def _fitted(self, n_turns: int) -> Fitted:
         size = self._size(n_turns)
@@ -240,7 +242,7 @@ class _Search:
         named = ["the instructions"] if self._system else []
         if n_turns:
             named.append("the newest message" if n_turns == 1 else f"the newest {n_turns} messages")
-        what = " and ".join(named)
+        what = " and ".join(named) or "the prompt"
         if limit is not None and size.n_tokens < n_ctx:
             raise ContextLengthExceeded(
                 f"max_prompt_tokens allows {limit} tokens. However, {what} resulted in {size.n_tokens} tokens. Please allow "

@@ -159,9 +159,9 @@ def _refuse_tools(tools: list[dict[str, Any]], owner: str, tool_choice: Any) -> 
 
 
 def _refuse_format(response_format: Any) -> None:
+    if response_format == "auto" or (isinstance(response_format, dict) and response_format.get("type") == "text"):
+        return
     kind = response_format.get("type") if isinstance(response_format, dict) else response_format
-    if kind not in ("auto", "text"):
-        raise UnsupportedParameter(
-            f"response_format {kind!r} is not supported in this release; allowed: auto, or type text",
-            param="response_format",
-        )
+    raise UnsupportedParameter(
+        f"response_format {kind!r} is not supported in this release; allowed: auto, or type text", param="response_format"
+    )

@@ -65,12 +65,11 @@ class Runs:
         """
         thread = self._runtime.records.threads.get(thread_id)
         self._refuse_second(thread_id)
-        has_messages = bool(thread.messages or request.messages)
-        return self._begin(thread_id, None, thread.assistants, request, has_messages, is_followed)
+        return self._begin(thread_id, None, thread.assistants, request, is_followed)
 
     def start_with_thread(self, new: NewThread, request: RunRequest, *, is_followed: bool = False) -> LiveRun:
         """Begin a run in a thread that is made for it, when it is recorded and not before; as `start`."""
-        return self._begin(new_id("thread"), new, new.assistants, request, bool(request.messages), is_followed)
+        return self._begin(new_id("thread"), new, new.assistants, request, is_followed)
 
     def _begin(
         self,
@@ -78,7 +77,6 @@ class Runs:
         new: NewThread | None,
         assistants: list[ThreadAssistant],
         request: RunRequest,
-        has_messages: bool,
         is_followed: bool,
     ) -> LiveRun:
         runtime = self._runtime
@@ -89,12 +87,6 @@ class Runs:
                 f"model is missing: neither the request, the thread nor the assistant {assistant.id} names one, and this "
                 f"server has no default_model",
                 param="model",
-            )
-        if not has_messages and not plan.instructions:
-            path = request.messages_path
-            raise InvalidRequest(
-                f"There is nothing to answer: the thread has no messages, and there are no instructions; send {path}",
-                param=path,
             )
         model_id = runtime.model(plan.model).manifest.id
         if new is not None:

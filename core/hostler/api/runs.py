@@ -23,7 +23,7 @@ from hostler.api.schema.runs import check_tool_outputs, read_run, read_run_chang
 from hostler.api.schema.threads import ThreadCall
 from hostler.api.sse import CONTENT_TYPE
 from hostler.api.threads import entries_of
-from hostler.errors import InvalidRequest, RequestCancelled
+from hostler.errors import RequestCancelled, UnsupportedParameter
 from hostler.records.objects import Run
 from hostler.runplan import NewThread
 
@@ -91,8 +91,10 @@ class Runs:
         del resp
         check_tool_outputs(read_object(req))
         run = self._store.get(thread_id, run_id)
-        raise InvalidRequest(
-            f"The run {run_id} is {run.status}; only one that is requires_action takes tool outputs", param="run_id"
+        raise UnsupportedParameter(
+            f"The run {run_id} is {run.status}; only one that is requires_action takes tool outputs, and tools are not "
+            f"supported in this release",
+            param="tool_outputs",
         )
 
     def list_steps(self, req: falcon.Request, resp: falcon.Response, thread_id: str, run_id: str) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct, structs
 
 from hostler.api.schema.convert import convert, required, shown
+from hostler.api.schema.marks import exactly, rule
 from hostler.api.schema.messages import MessageBody, NamedId, new_message
 from hostler.api.schema.metadata import MetadataBody, read_metadata
 from hostler.api.schema.sampling import read_parameters
@@ -25,13 +26,33 @@ TOOL_CHOICES = ("auto", "none", "required")
 MAX_OUTPUTS = 128
 
 Tokens = Annotated[int, Meta(ge=1)]
+NO_CHOICE = exactly({"enum": ["none", "auto", None]})
+NO_TOOLS = rule(
+    {"properties": {"tools": {"maxItems": 0}}},
+    {"properties": {"tool_choice": {"const": "none"}}, "required": ["tool_choice"]},
+)
+"""Nothing is called yet."""
 
 
+@rule(
+    {"properties": {"type": {"const": "auto"}}},
+    {"properties": {"last_messages": {"type": ["integer", "string"]}}, "required": ["last_messages"]},
+)
 class TruncationBody(Struct):
     """How a thread that is too long for the context is cut."""
 
     type: Literal["auto", "last_messages"]
     last_messages: Annotated[int, Meta(ge=1, description="With last_messages: exactly so many of the newest.")] | None = None
+
+
+TEXT_FORMAT = exactly(
+    {
+        "anyOf": [
+            {"enum": ["auto", None]},
+            {"type": "object", "properties": {"type": {"const": "text"}}, "required": ["type"]},
+        ]
+    }
+)
 
 
 class RunFields(Struct):
@@ -42,20 +63,22 @@ class RunFields(Struct):
     instructions: Instructions | None = None
     additional_instructions: Instructions | None = None
     tools: ToolsBody | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tool_choice: Annotated[str | dict[str, Any] | None, NO_CHOICE] = None
     parallel_tool_calls: bool | None = None
-    response_format: str | dict[str, Any] | None = None
+    response_format: Annotated[str | dict[str, Any] | None, TEXT_FORMAT] = None
     truncation_strategy: TruncationBody | None = None
     max_prompt_tokens: Tokens | None = None
     metadata: MetadataBody | None = None
 
 
+@NO_TOOLS
 class RunBody(RunFields):
     """A run in a thread."""
 
     additional_messages: Annotated[list[MessageBody], Meta(max_length=MAX_MESSAGES)] | None = None
 
 
+@NO_TOOLS
 class ThreadRunBody(RunFields):
     """A run in a thread that is made for it."""
 
