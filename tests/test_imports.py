@@ -71,7 +71,8 @@ def test_the_server_imports_no_engine() -> None:
 def test_a_server_in_which_nothing_happened_yet_imports_no_database_and_nothing_that_delivers(tmp_path: Path) -> None:
     code = (
         "from pathlib import Path\nimport hostler.server\nfrom hostler.api.app import create_app\n"
-        "from hostler.config import load_settings\nfrom hostler.plugins import get_plugins\nfrom hostler.runtime import Runtime\n"
+        "from hostler.config import load_settings\nfrom hostler.plugins import get_plugins\n"
+        "from hostler.runtime import Runtime\n"
         f"settings = load_settings(Path({str(tmp_path)!r}), {{'webhooks': ('http://127.0.0.1:9/',)}}, {{}})\n"
         "runtime = Runtime(settings, get_plugins())\nruntime.webhooks.start()\ncreate_app(runtime, settings)\nruntime.close(0)"
     )
