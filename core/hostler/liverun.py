@@ -457,9 +457,7 @@ class LiveRun:
         usage = self._usage(outcome)
         step = None if self._step is None else _ended_step(self._step, outcome, usage)
         run, kept = self._write_end(self.run, outcome, usage, step)
-        log.info(
-            "%s %s %s %d+%d tokens, %s", run.id, run.model, run.thread_id, self._n_prompt, self._n_output, run.status
-        )
+        self._log(run)
         with self._changed:
             self.run = run
             if kept is not None:
@@ -467,6 +465,28 @@ class LiveRun:
             if step is not None:
                 self._tell(f"thread.run.step.{step.status}", step)
             self._tell_run(run.status, run)
+
+    def _log(self, run: Run) -> None:
+        generation_id = "" if self._generation is None else self._generation.id
+        reason = run.status if run.last_error is None else f"{run.status}: {run.last_error.message}"
+        log.info(
+            "%s %s %d+%d tokens, %s %s",
+            generation_id,
+            run.model,
+            self._n_prompt,
+            self._n_output,
+            run.id,
+            reason,
+            extra={
+                "generation_id": generation_id,
+                "run_id": run.id,
+                "thread_id": run.thread_id,
+                "model": run.model,
+                "prompt_tokens": self._n_prompt,
+                "completion_tokens": self._n_output,
+                "end_reason": run.status,
+            },
+        )
 
     def _usage(self, outcome: Outcome) -> dict[str, Any]:
         finish = outcome.finish

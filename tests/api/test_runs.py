@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -460,6 +461,19 @@ def test_a_stream_tells_every_other_end_too_and_then_that_it_is_done(
     assert (run["last_error"] is not None) == (status == "failed")
     kept = [message["content"][0]["text"]["value"] for message in messages_of(client, thread_id)]
     assert kept == (["Hello!"] if status == "failed" else ["Hello!", "Hello"])
+
+
+def test_a_run_has_its_line_in_the_log(client: Client, runtime: Runtime, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "hostler.runs")
+    run = ended(client, start(client, create_thread(client, "Hello!")).json)
+
+    def lines() -> list[Any]:
+        return [record for record in caplog.records if record.name == "hostler.runs"]
+
+    wait_until(lines, "the line")
+    (line,) = lines()
+    assert (line.generation_id, line.run_id, line.end_reason) == (runtime.asked[0].id, run["id"], "completed")
+    assert line.getMessage() == f"{runtime.asked[0].id} zephyr-7b 33+2 tokens, {run['id']} completed"
 
 
 def test_a_bug_is_told_to_nobody_but_the_log(client: Client, runtime: Runtime) -> None:
