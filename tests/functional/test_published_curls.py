@@ -28,6 +28,23 @@ CHAT = (
     '"presence_penalty":0,"temperature":0.7,"top_p":0.95}\''
 )
 
+DOWNLOAD = "curl -X 'GET' 'http://localhost:1337/v1/models/download/mistral-ins-7b-q4' -H 'accept: application/json'"
+
+TURNS = (
+    """'{"messages":[{"role":"user","content":"Hello, what is AI?","file_ids":["file-abc123"]},"""
+    """{"role":"user","content":"How does AI work? Explain it in simple terms."}]}'"""
+)
+RECORDS = f"""\
+curl -X POST http://localhost:1337/v1/threads -H "Content-Type: application/json" -d {TURNS}
+curl -X POST http://localhost:1337/v1/threads/$T -H "Content-Type: application/json" -d {TURNS}
+curl http://localhost:1337/v1/threads -H "Content-Type: application/json"
+curl -X POST http://localhost:1337/v1/threads/$T/messages -H "Content-Type: application/json" \
+-d '{{"role":"user","content":"How does AI work? Explain it in simple terms."}}'
+curl http://localhost:1337/v1/threads/$T/messages/$M/files/file-abc123 -H "Content-Type: application/json"
+curl http://localhost:1337/v1/assistants -H "Content-Type: application/json" -d '{{"models":[{{"model_id":"model_0"}}]}}'
+curl -X DELETE http://localhost:1337/v1/assistants/$A
+""".splitlines()
+
 
 def run(server, line: str) -> tuple[int, str]:
     """Run a line in a shell, as a reader would; `localhost` stays, so both address families are met."""
@@ -69,6 +86,45 @@ def test_published_chat_line_is_understood_and_misses_only_the_download(fresh):
 
     assert status == 404
     assert json.loads(body)["error"]["code"] == "model_not_downloaded"
+
+
+def test_published_download_line_is_understood(fresh):
+    status, body = run(fresh, DOWNLOAD)
+
+    assert status == 200
+    assert (json.loads(body)["id"], json.loads(body)["object"]) == ("mistral-ins-7b-q4", "model")
+
+
+def test_published_lines_of_threads_messages_and_assistants_work(fresh):
+    ids = {}
+
+    def answer(line):
+        for name, value in ids.items():
+            line = line.replace(name, value)
+        status, body = run(fresh, line)
+        assert status == 200, body
+        return json.loads(body)
+
+    create, modify, list_threads, create_message, get_file, create_assistant, delete_assistant = RECORDS
+
+    thread = answer(create)
+    ids["$T"], ids["$M"] = thread["id"], thread["messages"][0]
+    modified = answer(modify)
+    listed = answer(list_threads)
+    message = answer(create_message)
+    file = answer(get_file)
+    assistant = answer(create_assistant)
+    ids["$A"] = assistant["id"]
+    deleted = answer(delete_assistant)
+
+    assert len(thread["messages"]) == 2
+    assert (modified["id"], len(modified["messages"])) == (thread["id"], 4)
+    assert [one["id"] for one in listed["data"]] == [thread["id"]]
+    assert (message["thread_id"], message["role"]) == (thread["id"], "user")
+    assert message["content"][0]["text"]["value"] == "How does AI work? Explain it in simple terms."
+    assert (file["id"], file["object"], file["message_id"]) == ("file-abc123", "thread.message.file", ids["$M"])
+    assert (assistant["model"], assistant["models"]) == ("model_0", [{"model_id": "model_0"}])
+    assert deleted == {"id": assistant["id"], "object": "assistant.deleted", "deleted": True}
 
 
 @pytest.mark.weights
