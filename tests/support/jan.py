@@ -12,6 +12,13 @@ THREAD_ID = "jan_1700123404"
 """As Jan named threads: the assistant and the second."""
 
 
+CATALOGUED = "tinyllama-1.1b"
+"""A model that hostler's catalogue offers, too, under Jan's id and from the same place."""
+CATALOGUED_URL = (
+    "https://huggingface.co/TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF/resolve/main/tinyllama-1.1b-chat-v1.0.Q4_K_M.gguf"
+)
+
+
 def text_part(value: str) -> dict[str, Any]:
     return {"type": "text", "text": {"value": value, "annotations": []}}
 
@@ -129,6 +136,6 @@ def jan_folder(path: Path) -> Path:
     write_thread(path, thread("jan_1700200000", title="Later", created=1700200000000))
     write_assistant(path)
     write_assistant(path, "poet", created_at=1700000000, model="tinyllama-1.1b")
-    write_model(path, "tinyllama-1.1b")
+    write_model(path, CATALOGUED, sources=[{"filename": f"{CATALOGUED}.gguf", "url": CATALOGUED_URL}])
     write_model(path, "offered-7b", has_weights=False)
     return path

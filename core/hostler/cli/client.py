@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -182,12 +182,22 @@ def _work_here(settings: Settings, *, is_owner: bool) -> Iterator[Client]:
     runtime = Runtime(settings, get_plugins())
     runtime.records.is_owner = is_owner
     try:
-        transport = httpx.WSGITransport(create_app(runtime, settings, cli_token=token))
+        transport = httpx.WSGITransport(_with_wsgi_path(create_app(runtime, settings, cli_token=token)))
         headers = {"authorization": f"Bearer {token}"}
         with httpx.Client(transport=transport, base_url="http://localhost", headers=headers, timeout=None) as http:
             yield Client(http, None)
     finally:
         runtime.close(0.0)
+
+
+def _with_wsgi_path(app: Callable[..., Any]) -> Callable[..., Any]:
+    """httpx gives the path as text; WSGI wants its UTF-8 bytes as latin-1 (PEP 3333), or an id with an umlaut is not found."""
+
+    def call(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        environ["PATH_INFO"] = environ["PATH_INFO"].encode(errors="surrogateescape").decode("latin-1")
+        return app(environ, start_response)
+
+    return call
 
 
 def _refusal(response: httpx.Response) -> Refused:

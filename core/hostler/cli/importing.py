@@ -27,14 +27,14 @@ PLURALS = {THREAD: "threads", MESSAGE: "messages", ASSISTANT: "assistants"}
 SHOWN_FAILURES = 10
 WORDS = {
     "imported": "imported",
-    "skipped": "already here",
     "copied": "imported under a new id",
+    "skipped": "already here",
     "failed": "not imported",
 }
 DRY_WORDS = {
     "imported": "would be imported",
-    "skipped": "already here",
     "copied": "would be imported under a new id",
+    "skipped": "already here",
     "failed": "could not be imported",
 }
 
@@ -63,6 +63,8 @@ class Import:
         self._threads: set[str] = set()
         self._moved: dict[str, str] = {}
         """Threads that were copied: old id -> new id, for messages of theirs that come in a later request."""
+        self.has_conflict = False
+        """An id was taken, and nobody said what to do then."""
         self.counts: Counter[tuple[str, str]] = Counter()
         """(kind, outcome) -> how many; outcomes are `imported`, `skipped`, `copied`, `failed`."""
 
@@ -99,6 +101,7 @@ class Import:
             self._moved[result["id"]] = result["new_id"]
         if outcome == "failed":
             self.counts[MESSAGE, "failed"] += result["n_failed"]
+            self.has_conflict |= result["error"]["code"] == "record_exists"
             self._report(batch[result["index"]].place, result["error"]["message"])
 
 
@@ -168,7 +171,8 @@ def import_file(
     with open_twice(file) as stream, connect(settings, purpose) as client:
         check = Import(client, failures.add, on_conflict=on_conflict, is_dry=True, part_bytes=part_bytes)
         check.send(items(stream))
-        failures.raise_any("nothing was imported")
+        advice = ". --on-conflict skip keeps what is here and adds the rest, copy imports it under a new id"
+        failures.raise_any(f"nothing was imported{advice if check.has_conflict else ''}")
         done = check
         if not is_dry:
             done = Import(client, failures.add, on_conflict=on_conflict, part_bytes=part_bytes)
@@ -181,11 +185,11 @@ class Failures:
     """What could not be imported, kept until the end."""
 
     def __init__(self) -> None:
-        self._lines: list[str] = []
+        self._found: list[tuple[int, str]] = []
 
     def add(self, place: str, reason: str) -> None:
-        """Keep one."""
-        self._lines.append(f"{place}: {reason}")
+        """Keep one, with the number of its line."""
+        self._found.append((int(place.rpartition(":")[2]), f"{place}: {reason}"))
 
     def raise_any(self, consequence: str) -> None:
         """Show them and give up, if there are any.
@@ -193,12 +197,12 @@ class Failures:
         Raises:
             click.ClickException: Exit code 1.
         """
-        if not self._lines:
+        if not self._found:
             return
-        *shown, last = self._lines[:SHOWN_FAILURES]
+        *shown, last = [line for _, line in sorted(self._found)][:SHOWN_FAILURES]
         for line in shown:
             click.echo(f"Error: {line}", err=True)
-        n_more = len(self._lines) - SHOWN_FAILURES
+        n_more = len(self._found) - SHOWN_FAILURES
         more = f"; {n_more} more lines are like that" if n_more > 0 else ""
         raise click.ClickException(f"{last}{more}; {consequence}")
 
@@ -234,4 +238,4 @@ def tell(counts: Counter[tuple[str, str]], left_out: Counter[str], *, is_dry: bo
 def show_outcomes(outcomes: dict[str, int], *, is_dry: bool) -> str:
     """`3 imported, 2 already here`."""
     words = DRY_WORDS if is_dry else WORDS
-    return ", ".join(f"{count} {words[outcome]}" for outcome, count in sorted(outcomes.items())) or "none"
+    return ", ".join(f"{count} {words[outcome]}" for outcome in words if (count := outcomes.get(outcome))) or "none"

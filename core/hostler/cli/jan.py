@@ -170,12 +170,12 @@ def _tell(
     for entry in left_out:
         click.echo(f"left out: {entry['place']}: {entry['reason']}", err=True)
     for note, count in folder.notes.items():
-        click.echo(f"note: {count} {note}" if not note.endswith(":") else note, err=True)
+        click.echo(f"note: {note} ({count})", err=True)
     if models.without_weights:
         names = [entry["id"] for entry in models.without_weights]
         more = f" and {len(names) - SHOWN_MODELS} more" if len(names) > SHOWN_MODELS else ""
         click.echo(
-            f"note: {len(names)} models have no weights in the folder: {', '.join(names[:SHOWN_MODELS])}{more}; "
+            f"note: models without weights in the folder: {', '.join(names[:SHOWN_MODELS])}{more}; "
             f"`hostler pull URL --id ID` downloads one",
             err=True,
         )

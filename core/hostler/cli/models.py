@@ -42,6 +42,8 @@ def import_(path: Path, model_id: str | None, name: str | None, is_json: bool) -
     """
     from hostler.cli.client import connect, model_path
 
+    if (path / "threads").is_dir():
+        raise click.ClickException(f"{path} looks like Jan's data folder; import all of it with: hostler import-jan {path}")
     body: dict[str, Any] = {"modelPath": str(path.absolute()), "option": "symlink"}
     if model_id is not None:
         body["model"] = model_id

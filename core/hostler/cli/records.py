@@ -147,7 +147,7 @@ def tell_export(counts: dict[str, int], output: Path | None, *, is_json: bool) -
     if is_json:
         print_json({**counts, "output": str(output)})
     else:
-        told = " and ".join(f"{count} {kind}" for kind, count in counts.items())
+        told = " and ".join(f"{count} {kind if count != 1 else kind.removesuffix('s')}" for kind, count in counts.items())
         click.echo(f"{output} has {told}", err=True)
 
 
