@@ -3,9 +3,8 @@
 Floor 4, in the host process; every method may be called from any thread. It knows the library (what is on disk), the ledger
 (what fits), the supervisors (what runs) and the queues (who waits); it knows no HTTP and imports no engine.
 
-Locks, in the order they are taken: `_placement` (one start at a time decides who gets memory and who is unloaded for it),
-then a model's `changed`, then `_lock` (the dictionaries below). None is held while a worker loads or stops, save
-`_placement` while an idle model is unloaded.
+Locks, in the order they are taken: the placement's (see placement.py), then a model's `changed`, then `_lock` (the
+dictionaries below). None is held while a worker loads or stops, save the placement's while an idle model is unloaded.
 """
 
 from __future__ import annotations
@@ -14,42 +13,51 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from hostler.config import Settings
-from hostler.domain import GenerateRequest, Lifecycle, MemoryEstimate
-from hostler.engine import EngineSettings, EngineSpec, ModelFiles
+from hostler.domain import EmbedRequest, GenerateRequest, Lifecycle, Message, Priority
+from hostler.embedding import Embedding
+from hostler.engine import EngineSpec, ModelFiles
 from hostler.errors import (
+    EmbeddingsDisabled,
     EngineUnavailable,
     HostlerError,
-    InsufficientMemory,
     InternalError,
     ModelLoadFailed,
     ModelNotDownloaded,
     RequestNotFound,
-    StartCancelled,
 )
+from hostler.events import EventBus
 from hostler.generation import Generation
 from hostler.hosted import HostedModel, StartAttempt
-from hostler.ledger import AUTO_CTX_LEN, Grant, Ledger
+from hostler.ledger import AUTO_CTX_LEN, Ledger
+from hostler.library.changes import Change
 from hostler.library.fields import AUTO, settings_with_defaults, validate_settings
 from hostler.library.pulls import PullJob
 from hostler.library.store import Library, LibraryEntry
 from hostler.modelcache import ModelCache
+from hostler.placement import Placement, Plan
 from hostler.plugins import Plugins
+from hostler.records.store import Records
+from hostler.request import RESUBMITS, HostedRequest
+from hostler.runs import Runs
 from hostler.scheduler import RequestBudget, Ticket
 from hostler.sources.contract import SourceContext
+from hostler.views import ModelChanges as ModelChanges
 from hostler.views import ModelView as ModelView
 from hostler.views import PullRequest as PullRequest
 from hostler.views import PullView as PullView
 from hostler.views import RequestView as RequestView
+from hostler.webhooks import Webhooks
 from hostler.weights import WarmWeights
 from hostler.worker.supervisor import Limits, Supervisor
-from hostler.worker.wire import PromptSettings
+from hostler.worker.wire import Counting, PromptSize
 
 log = logging.getLogger("hostler.runtime")
 
@@ -57,32 +65,12 @@ START_SLACK_S = 30.0
 """Beyond `start_timeout_s`, which each progress renews, a caller waits so long before it is told to ask again."""
 JOINS = 3
 """How often a start that wants its own settings waits for others' starts of the same model."""
-PATIENCE_S = 0.2
-"""How soon a start that waits for memory looks at all models again."""
 REAP_PERIOD_S = 1.0
 """How often idle models are compared with `keep_alive_s`."""
-_PROMPT_FIELDS = ("prompt_template", "pre_prompt", "system_prompt", "user_prompt", "ai_prompt")
-_ENGINE_FIELDS = frozenset(EngineSettings.__struct_fields__) - {"ctx_len"}
 
 
-class Plan(msgspec.Struct, frozen=True):
-    """What a start of one model means, before memory is asked for."""
-
-    spec: EngineSpec
-    files: ModelFiles
-    settings: dict[str, Any]
-    """Complete, native types."""
-    is_auto: bool
-    wanted_ctx_len: int
-
-    def engine_settings(self, ctx_len: int) -> EngineSettings:
-        """The settings as the engine gets them."""
-        known = {name: value for name, value in self.settings.items() if name in _ENGINE_FIELDS}
-        return EngineSettings(ctx_len=ctx_len, **known)
-
-    def prompt_settings(self, chosen: dict[str, Any]) -> PromptSettings:
-        """How messages become text; only what was set counts, defaults would hide the file's template."""
-        return PromptSettings(**{name: chosen[name] for name in _PROMPT_FIELDS if name in chosen})
+Asked = GenerateRequest | EmbedRequest
+Admitted = TypeVar("Admitted", bound=HostedRequest)
 
 
 class Runtime:
@@ -107,7 +95,13 @@ class Runtime:
             context=self._sources_context,
             is_file_allowed=settings.allow_file_sources,
             formats={model_format for spec in plugins.engines.values() for model_format in spec.formats},
+            tell=self._library_changed,
         )
+        self.records = Records(settings.home, settings.database, default_model=settings.default_model)
+        self.events = EventBus(self.records)
+        self.webhooks = Webhooks(self.records, settings.webhooks)
+        self.records.on_open.append(self.webhooks.opened)
+        self.records.on_event += [self.events.grew, self.webhooks.grew]
         self.ledger = ledger or Ledger(settings.memory_budget_bytes)
         self.model_cache = ModelCache(settings.model_cache_bytes or _quarter_of_memory())
         self.budget = RequestBudget(settings.max_requests)
@@ -118,13 +112,14 @@ class Runtime:
             stall_timeout_s=settings.stall_timeout_s,
             max_readers=settings.max_requests + 8,
         )
-        self._lock = threading.Lock()  # protects _hosted and _generations
+        self._lock = threading.Lock()  # protects _hosted and _requests
         self._hosted: dict[str, HostedModel] = {}
-        self._generations: dict[str, Generation] = {}
-        self._placement = threading.Lock()
+        self._requests: dict[str, HostedRequest] = {}
+        self._placement = Placement(settings, self.ledger, self._all_hosted, self._stop_idle)
         self._closing = threading.Event()
         self.is_ready = True
         """False while draining: /readyz answers 503 then."""
+        self.runs = Runs(self)
         if settings.keep_alive_s > 0:
             threading.Thread(target=self._reap, name="keep-alive", daemon=True).start()
 
@@ -162,12 +157,12 @@ class Runtime:
         hosted = self._host(entry)
         for _ in range(JOINS):
             with hosted.changed:
-                attempt, is_mine = hosted.begin_start(is_reload=self._is_other_run(hosted, overrides))
+                attempt, is_mine = hosted.begin_start(is_reload=self._is_other_run(hosted, entry, overrides))
             if is_mine:
                 self._run_start(hosted, attempt, entry, overrides)
             if is_waiting:
                 attempt.wait(self.settings.start_timeout_s + START_SLACK_S)
-            if is_mine or not is_waiting or not self._is_other_run(hosted, overrides):
+            if is_mine or not is_waiting or not self._is_other_run(hosted, entry, overrides):
                 break  # else it joined a start with other settings than it wants: once more
         return self.model(entry.manifest.id)
 
@@ -197,6 +192,24 @@ class Runtime:
         with self._lock:
             self._hosted.pop(model_id, None)
         return model_id
+
+    def update_model(self, reference: str, changes: ModelChanges) -> ModelView:
+        """Change what is kept of a model: parameters count from the next request on, settings from the next start on.
+
+        Raises:
+            ModelNotFound, ModelNotDownloaded, InvalidRequest
+        """
+        model_id = self.library.find(reference).manifest.id
+        entry = self.library.update(
+            model_id,
+            name=model_id if changes.name == "" else changes.name,
+            description=changes.description,
+            settings=changes.settings,
+            parameters=changes.parameters,
+            metadata=changes.metadata,
+            needs_files=True,
+        )
+        return self._view(entry)
 
     def import_model(self, path: str, model_id: str | None = None, name: str | None = None) -> ModelView:
         """Register a model that lies on this machine, without copying it."""
@@ -256,9 +269,85 @@ class Runtime:
         Raises:
             ModelNotFound, ModelNotDownloaded, QueueFull, EngineUnavailable
         """
+        return self._admit(request, request.n, "generation", Generation)
+
+    def embed(self, request: EmbedRequest) -> Embedding:
+        """Admit a request for embeddings, under the rules of `generate`; use the result as a context manager.
+
+        Raises:
+            ModelNotFound, ModelNotDownloaded, QueueFull, EngineUnavailable
+            EmbeddingsDisabled: The model's setting `embedding` is false.
+        """
+        entry = self._downloaded(request.model)
+        hosted = self._hosted.get(entry.manifest.id)
+        chosen = hosted.chosen if hosted is not None and hosted.worker is not None else entry.manifest.settings
+        if not settings_with_defaults(chosen)["embedding"]:  # else a model would be started only to be refused
+            raise EmbeddingsDisabled(f"{entry.manifest.id} has the setting embedding: false, so it gives no embeddings")
+        return self._admit(request, 1, "embedding", Embedding)
+
+    def count_tokens(
+        self,
+        reference: str,
+        messages: tuple[Message, ...],
+        *,
+        template_kwargs: dict[str, Any] | None = None,
+        settings: dict[str, Any] | None = None,
+    ) -> PromptSize:
+        """How long a prompt these messages become, by the model's own template and tokenizer.
+
+        A model that does not run is started and waited for. It takes a place of `max_requests` meanwhile, and none in the
+        model's queue: nothing is evaluated.
+
+        Args:
+            reference: Any name of the model.
+            settings: For the start, if there must be one; a model that runs keeps its own.
+
+        Raises:
+            ModelNotFound, ModelNotDownloaded, QueueFull, EngineUnavailable
+            HostlerError: Why the model could not start, or what is wrong with the messages.
+        """
+        self._refuse_when_closing()
+        entry = self._downloaded(reference)
+        overrides = validate_settings(settings or {}, prefix="")
+        with self.budget.hold("count"):
+            hosted = self._host(entry)
+            hosted.use()
+            try:
+                return self._count(hosted, entry, overrides, Counting(messages, template_kwargs or {}))
+            finally:
+                hosted.leave()
+
+    def _count(
+        self, hosted: HostedModel, entry: LibraryEntry, overrides: dict[str, Any], counting: Counting
+    ) -> PromptSize:
+        n_stops = hosted.n_stops
+        for _ in range(RESUBMITS):
+            worker = self._running_worker(hosted, entry, overrides)
+            try:
+                return msgspec.convert(worker.call("count", counting), PromptSize)
+            except EngineUnavailable:
+                if hosted.n_stops != n_stops or self._closing.is_set():
+                    raise hosted.was_stopped() from None
+        raise EngineUnavailable(f"The engine of {hosted.id} keeps dying; try again", retry_after_s=1.0)
+
+    def _running_worker(self, hosted: HostedModel, entry: LibraryEntry, overrides: dict[str, Any]) -> Supervisor:
+        """The model's worker, started and waited for if need be."""
+        with hosted.changed:
+            attempt, is_mine = self._begin_if_needed(hosted)
+        if attempt is not None:
+            if is_mine:
+                self._run_start(hosted, attempt, entry, overrides)
+            attempt.wait(self.settings.start_timeout_s + START_SLACK_S)
+        worker = hosted.worker
+        if worker is None:
+            raise EngineUnavailable(f"{hosted.id} was stopped; try again", retry_after_s=1.0)
+        return worker
+
+    def _admit(self, request: Asked, n: int, what: str, make: Callable[..., Admitted]) -> Admitted:
+        """Take a place of the budget and `n` of the model's queue, and make what gives them back."""
         self._refuse_when_closing()
         entry = self._downloaded(request.model)
-        self.budget.acquire("generation")
+        self.budget.acquire(what)
         try:
             hosted = self._host(entry)
 
@@ -267,22 +356,22 @@ class Runtime:
             def reenter() -> Ticket:
                 if hosted.n_stops != n_stops or self._closing.is_set():
                     raise hosted.was_stopped()
-                return self._enter(hosted, entry, request, is_new=False)
+                return self._enter(hosted, entry, n, request.priority, is_new=False)
 
-            ticket = self._enter(hosted, entry, request, is_new=True)
-            generation = Generation(request, self._view(entry), hosted, ticket, reenter, self._generation_closed)
+            ticket = self._enter(hosted, entry, n, request.priority, is_new=True)
+            admitted = make(request, self._view(entry), hosted, ticket, reenter, self._request_closed)
         except BaseException:
             self.budget.release()
             raise
         with self._lock:
-            self._generations[request.id] = generation
-        return generation
+            self._requests[request.id] = admitted
+        return admitted
 
     def requests(self) -> list[RequestView]:
         """What is queued or running, the oldest first."""
         with self._lock:
-            generations = list(self._generations.values())
-        return [generation.view() for generation in generations]
+            requests = list(self._requests.values())
+        return [request.view() for request in requests]
 
     def cancel_request(self, request_id: str) -> None:
         """Cancel a request in whatever phase it is.
@@ -291,16 +380,16 @@ class Runtime:
             RequestNotFound
         """
         with self._lock:
-            generation = self._generations.get(request_id)
-        if generation is None:
+            request = self._requests.get(request_id)
+        if request is None:
             raise RequestNotFound(f"No request {request_id} is queued or running; GET /v1/requests lists them")
-        generation.cancel()
+        request.cancel()
 
     def close(self, drain_timeout_s: float) -> None:
         """Let running requests finish for so long, then stop every model and every download."""
         self.is_ready = False
         deadline = time.monotonic() + drain_timeout_s
-        while self._generations and time.monotonic() < deadline:
+        while (self._requests or self.runs.is_busy) and time.monotonic() < deadline:
             if self._closing.wait(min(0.05, max(0.0, deadline - time.monotonic()))):
                 break  # a second, more impatient close
         self._closing.set()
@@ -312,9 +401,13 @@ class Runtime:
                 thread.join()
         finally:
             try:
+                self.runs.close()  # their generations have ended with the models; the records hear of it
                 self.library.close()
             finally:
                 self.model_cache.close()
+                self.events.close()  # what the stops and the end of downloads told is written
+                self.webhooks.close()
+                self.records.close()
 
     def hurry(self) -> None:
         """Cut the draining of `close` short; from a signal handler."""
@@ -340,44 +433,78 @@ class Runtime:
         with self._lock:
             hosted = self._hosted.get(model_id)
             if hosted is None:
-                hosted = self._hosted[model_id] = HostedModel(model_id, self.settings.queue_len)
+                hosted = HostedModel(model_id, self.settings.queue_len, on_enter=self._entered)
+                self._hosted[model_id] = hosted
+            hosted.manifest = entry.manifest
             return hosted
 
-    def _is_other_run(self, hosted: HostedModel, overrides: dict[str, Any]) -> bool:
-        running = hosted.chosen
-        return bool(overrides) and any(running.get(name) != value for name, value in overrides.items())
+    def _entered(self, hosted: HostedModel, previous: Lifecycle, error: str | None) -> None:
+        # Under the model's lock, as `on_enter` is called: no lock is taken here but the queue's.
+        what = "start_failed" if error is not None and previous is Lifecycle.STARTING else hosted.lifecycle.value
+        if hosted.manifest is not None:
+            self.events.model(
+                what, hosted.manifest, previous, hosted.lifecycle, resting=hosted.resting, error=error
+            )
 
-    def _enter(self, hosted: HostedModel, entry: LibraryEntry, request: GenerateRequest, *, is_new: bool) -> Ticket:
+    def _library_changed(self, change: Change) -> None:
+        # Under the library's lock or in a download's thread: no lock is taken here but the queue's.
+        hosted = self._hosted.get(change.manifest.id)
+        resting = hosted.resting if hosted is not None else Lifecycle.DOWNLOADED
+
+        def now(lifecycle: Lifecycle) -> Lifecycle:
+            # What is downloaded may run; that is not the library's knowledge.
+            is_hosted = hosted is not None and lifecycle is Lifecycle.DOWNLOADED
+            return hosted.lifecycle if hosted is not None and is_hosted else lifecycle
+
+        previous, lifecycle = change.previous, change.lifecycle
+        if change.kind in {"updated", "deleted"}:
+            previous, lifecycle = now(previous), now(lifecycle)
+        self.events.model(change.kind, change.manifest, previous, lifecycle, resting=resting, error=change.error)
+
+    def _is_other_run(self, hosted: HostedModel, entry: LibraryEntry, overrides: dict[str, Any]) -> bool:
+        """Whether a start means other settings than those of the run: its own, or those kept, changed since."""
+        running = hosted.chosen
+        return hosted.kept != entry.manifest.settings or any(running.get(name) != value for name, value in overrides.items())
+
+    def _enter(self, hosted: HostedModel, entry: LibraryEntry, n: int, priority: Priority, *, is_new: bool) -> Ticket:
         n_slots = settings_with_defaults(entry.manifest.settings)["n_parallel"]
-        attempt: StartAttempt | None = None
         with hosted.changed:
-            worker = hosted.worker
-            if worker is not None:
-                hosted.worker_changed(worker)  # news of a death may still be on its way
-                if worker.state == "backing_off" and hosted.lifecycle is Lifecycle.STARTING:
-                    raise hosted.unavailable(worker)
-            if hosted.lifecycle is not Lifecycle.RUNNING:
-                is_joining = hosted.attempt is not None and hosted.attempt.is_open
-                is_restarting = worker is not None and hosted.lifecycle is Lifecycle.STARTING
-                if not (self.settings.autostart or is_joining or is_restarting):
-                    raise EngineUnavailable(
-                        f"The model {hosted.id} is not running and autostart is off; start it with "
-                        f"PUT /v1/models/{hosted.id}/start"
-                    )
-                attempt, is_mine = hosted.begin_start()
-                if not is_mine:
-                    attempt = None
+            attempt, is_mine = self._begin_if_needed(hosted)
             try:
-                ticket = hosted.enter_queue(request.n, request.priority, n_slots, is_new=is_new)
+                ticket = hosted.enter_queue(n, priority, n_slots, is_new=is_new)
             finally:
-                if attempt is not None:
+                if attempt is not None and is_mine:
                     self._run_start(hosted, attempt, entry, {})
         return ticket
 
-    def _generation_closed(self, generation: Generation) -> None:
+    def _begin_if_needed(self, hosted: HostedModel) -> tuple[StartAttempt | None, bool]:
+        """Begin to start a model that does not run; call while holding its `changed`.
+
+        Returns:
+            The start that is to be waited for, None when it runs; and whether the caller must run it.
+
+        Raises:
+            EngineUnavailable: It keeps dying, or it does not run and may not be started.
+        """
+        worker = hosted.worker
+        if worker is not None:
+            hosted.worker_changed(worker)  # news of a death may still be on its way
+            if worker.state == "backing_off" and hosted.lifecycle is Lifecycle.STARTING:
+                raise hosted.unavailable(worker)
+        if hosted.lifecycle is Lifecycle.RUNNING:
+            return None, False
+        is_joining = hosted.attempt is not None and hosted.attempt.is_open
+        is_restarting = worker is not None and hosted.lifecycle is Lifecycle.STARTING
+        if not (self.settings.autostart or is_joining or is_restarting):
+            raise EngineUnavailable(
+                f"The model {hosted.id} is not running and autostart is off; start it with PUT /v1/models/{hosted.id}/start"
+            )
+        return hosted.begin_start()
+
+    def _request_closed(self, request: HostedRequest) -> None:
         with self._lock:
-            self._generations.pop(generation.id, None)
-        generation.hosted.leave()
+            self._requests.pop(request.id, None)
+        request.hosted.leave()
         self.budget.release()
 
     def _run_start(
@@ -418,7 +545,7 @@ class Runtime:
         self, hosted: HostedModel, attempt: StartAttempt, entry: LibraryEntry, overrides: dict[str, Any]
     ) -> None:
         plan = self._plan(entry, overrides)
-        grant = self._place(hosted, attempt, plan)
+        grant = self._placement.place(hosted, attempt, plan)
         worker = Supervisor(
             hosted.id,
             plan.spec.engine,
@@ -431,6 +558,7 @@ class Runtime:
             on_change=self._worker_changed,
         )
         hosted.loading(attempt, worker, plan.spec.name, grant, plan.settings, WarmWeights(self.model_cache, plan.files))
+        hosted.kept = entry.manifest.settings
         try:
             worker.start()
             info = worker.wait_ready()
@@ -482,71 +610,6 @@ class Runtime:
         known = entry.manifest.metadata.get("context_length")
         return int(known) if isinstance(known, int | str) and str(known).isdigit() else 0
 
-    def _place(self, hosted: HostedModel, attempt: StartAttempt, plan: Plan) -> Grant:
-        """Get memory for a model, unloading idle ones and waiting for busy ones if need be."""
-
-        def estimate(ctx_len: int) -> MemoryEstimate:
-            if plan.spec.estimate is not None:
-                return plan.spec.estimate(Path(plan.files.primary), plan.engine_settings(ctx_len))
-            return MemoryEstimate(_size_of(plan.files), 0, 0)
-
-        deadline = time.monotonic() + self.settings.start_timeout_s
-        while True:
-            with self._placement:
-                if attempt.is_cancelled:
-                    raise StartCancelled(f"{hosted.id} was stopped while it started")
-                has_place = self._has_place_beside(hosted)
-                if has_place or self._unload_idle(hosted):
-                    try:
-                        grant = self.ledger.grant(
-                            hosted.id, plan.wanted_ctx_len, is_auto=plan.is_auto, estimate=estimate
-                        )
-                    except InsufficientMemory as error:
-                        others = self._others_placed(hosted)
-                        most = error.available_bytes + sum(self.ledger.bytes_of(other.id) for other in others)
-                        if error.needed_bytes > most:
-                            raise  # not even alone: nobody is unloaded for nothing
-                        if self._unload_idle(hosted):
-                            continue
-                        if not others or time.monotonic() > deadline:
-                            raise
-                    else:
-                        if attempt.is_cancelled:
-                            self.ledger.release(hosted.id)
-                            raise StartCancelled(f"{hosted.id} was stopped while it started")
-                        return grant
-                elif time.monotonic() > deadline:
-                    raise EngineUnavailable(
-                        f"{self.settings.max_loaded_models} models are running (max_loaded_models) and all of them are "
-                        f"busy, so {hosted.id} cannot start; try again or stop one",
-                        retry_after_s=5.0,
-                    )
-            self._wait_for_idle(hosted)
-
-    def _has_place_beside(self, hosted: HostedModel) -> bool:
-        limit = self.settings.max_loaded_models
-        return not limit or len(self._others_placed(hosted)) < limit
-
-    def _others_placed(self, hosted: HostedModel) -> list[HostedModel]:
-        """The other models that run, or have been granted memory and are about to."""
-        with self._lock:
-            others = [other for other in self._hosted.values() if other is not hosted]
-        return [other for other in others if other.worker is not None or self.ledger.bytes_of(other.id)]
-
-    def _unload_idle(self, hosted: HostedModel) -> bool:
-        """Stop the model that has been idle longest. False: none is idle."""
-        idle = sorted((other for other in self._others_placed(hosted) if other.is_idle), key=lambda m: m.last_used)
-        return any(self._stop(other, only_if_idle=True) for other in idle[:1])
-
-    def _wait_for_idle(self, hosted: HostedModel) -> None:
-        # Any of the others may become idle first; a short wait on the least recently used one, then all are looked at.
-        others = self._others_placed(hosted)
-        if others:
-            other = min(others, key=lambda model: model.last_used)
-            with other.changed:
-                if not other.is_idle:
-                    other.changed.wait(PATIENCE_S)
-
     def _stop(self, hosted: HostedModel, *, only_if_idle: bool = False, is_reload: bool = False) -> bool:
         is_mine, worker = hosted.begin_stop(only_if_idle=only_if_idle, is_reload=is_reload)
         if not is_mine:
@@ -559,15 +622,20 @@ class Runtime:
         hosted.stopped()
         return True
 
+    def _stop_idle(self, hosted: HostedModel) -> bool:
+        return self._stop(hosted, only_if_idle=True)
+
+    def _all_hosted(self) -> list[HostedModel]:
+        with self._lock:
+            return list(self._hosted.values())
+
     def _reap(self) -> None:
         keep_alive_s = self.settings.keep_alive_s
         while not self._closing.wait(min(REAP_PERIOD_S, keep_alive_s / 2)):
-            with self._lock:
-                models = list(self._hosted.values())
-            for hosted in models:
+            for hosted in self._all_hosted():
                 if hosted.is_idle and hosted.clock() - hosted.last_used > keep_alive_s:
                     log.info("%s was idle for %g s (keep_alive_s) and is stopped", hosted.id, keep_alive_s)
-                    self._stop(hosted, only_if_idle=True)
+                    self._stop_idle(hosted)
 
     def _view(self, entry: LibraryEntry) -> ModelView:
         manifest = entry.manifest
@@ -587,8 +655,10 @@ class Runtime:
                 is_catalogue=entry.is_catalogue,
             )
         with hosted.changed:
-            running = {**settings, **hosted.chosen}
-            wanted = self._wanted_ctx_len(running["ctx_len"], self._context_limit(None, None, entry))
+            running = {**settings, **(hosted.chosen if hosted.worker is not None else {})}
+            limit = self._context_limit(None, None, entry)
+            wanted = self._wanted_ctx_len(running["ctx_len"], limit)
+            is_changed = running["ctx_len"] != settings["ctx_len"]
             n_in_flight, n_queued = hosted.queue.n_in_flight, hosted.queue.n_queued
             return ModelView(
                 manifest=manifest,
@@ -597,6 +667,8 @@ class Runtime:
                 engine=hosted.engine or (spec.name if spec is not None else ""),
                 ctx_len=hosted.info.n_ctx if hosted.info else hosted.grant.ctx_len if hosted.grant else wanted,
                 n_parallel=hosted.info.n_slots if hosted.info else running["n_parallel"],
+                next_ctx_len=self._wanted_ctx_len(settings["ctx_len"], limit) if is_changed else 0,
+                run=running,
                 last_error=hosted.last_error,
                 pid=hosted.worker.pid if hosted.worker is not None else None,
                 info=hosted.info,
@@ -625,15 +697,6 @@ def _pull_view(job: PullJob) -> PullView:
         elapsed_s=progress.elapsed_s,
         error=progress.error,
     )
-
-
-def _size_of(files: ModelFiles) -> int:
-    total = 0
-    for name in (files.primary, *files.others):
-        path = Path(name)
-        parts = [path] if path.is_file() else [part for part in path.rglob("*") if part.is_file()]
-        total += sum(part.stat().st_size for part in parts)
-    return total
 
 
 def _quarter_of_memory() -> int:

@@ -3,7 +3,8 @@
 Floor 6; the host process. The main thread wires, then waits for a signal; waitress's loop runs on the thread
 `hostler-http`, its handlers on `waitress-N`. Knows no route and no engine.
 
-Start: home lock, sockets, runtime, app, loop, address file, URL on stdout, then the models named by `--model`.
+Start: home lock, sockets, runtime, a look at the database, app, loop, address file, URL on stdout, then records are opened,
+and the models named by `--model`.
 Stop: readiness goes down and new work is refused; what runs may finish for `drain_timeout_s` (second signal: at once);
 the workers stop; waitress flushes and closes; the address file and the lock go last.
 """
@@ -92,11 +93,14 @@ def _serve(settings: Settings, sockets: list[socket.socket], stop: _StopSignals,
     http: HttpServer | None = None
     drain_timeout_s = 0.0
     try:
+        runtime.records.check()
+        runtime.webhooks.start()
         http = HttpServer(create_app(runtime, settings, cli_token=token), sockets, settings)
         http.start()
         url, port = url_of(sockets), sockets[0].getsockname()[1]
         write_address(settings.home, _address(url, port, token))
         announce(_welcome(settings, runtime, url))
+        threading.Thread(target=_open_records, args=(runtime,), name="records", daemon=True).start()
         for name in settings.model:
             threading.Thread(target=_start_model, args=(runtime, name), name=f"start {name}", daemon=True).start()
         while not stop.wait(None):
@@ -125,6 +129,15 @@ def _close_runtime(runtime: Runtime, drain_timeout_s: float, stop: _StopSignals)
         if stop.wait(POLL_S):
             runtime.hurry()
     closing.join()
+
+
+def _open_records(runtime: Runtime) -> None:
+    # After the announcement: loading SQLAlchemy takes longer than all the rest. A request that is faster opens them itself.
+    try:
+        runtime.records.open()
+    except HostlerError as error:
+        if runtime.is_ready:  # else it was stopped before it had begun
+            log.error("records cannot be used: %s", error)
 
 
 def _start_model(runtime: Runtime, name: str) -> None:

@@ -11,8 +11,8 @@ import threading
 
 import msgspec
 
-from hostler.errors import HostlerError, InternalError, RequestCancelled
 from hostler.domain import Lifecycle
+from hostler.errors import HostlerError, InternalError, RequestCancelled
 from hostler.library import names
 from hostler.library.changes import Change, Tell, tell_nobody
 from hostler.library.disk import free_bytes, storage_error

@@ -8,17 +8,26 @@ from msgspec import Meta, Struct
 
 from hostler.api.schema.convert import convert
 from hostler.api.schema.marks import REQUIRED
-from hostler.subscription import MAX_GLOBS, MAX_SECRET, MAX_URL, Subscription, read_subscription
+from hostler.subscription import EVENT_NAMES, MAX_GLOBS, MAX_SECRET, MAX_URL, Subscription, read_subscription
+
+_URL = r"^[Hh][Tt][Tt][Pp][Ss]?://[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[1-9][0-9]{0,3})?([/?#][!-?A-~]*)?$"
+_GLOBS = ["*", "model.*", "thread.*", "message.*", "assistant.*", *EVENT_NAMES]
+"""Those that people need; any other glob that means an event is taken, too."""
 
 
 class WebhookBody(Struct, frozen=True):
     """What a webhook asks for."""
 
-    url: Annotated[Annotated[str, Meta(max_length=MAX_URL)], REQUIRED] | None = None
+    url: Annotated[Annotated[str, Meta(max_length=MAX_URL, extra_json_schema={"pattern": _URL})], REQUIRED] | None = None
     """Where events are sent: http or https, without user name and password."""
     secret: Annotated[str, Meta(max_length=MAX_SECRET)] | None = None
     """`whsec_` and base64, or plain text; signs deliveries as the Standard Webhooks specification says."""
-    events: Annotated[list[str], Meta(min_length=1, max_length=MAX_GLOBS)] | None = None
+    events: (
+        Annotated[
+            list[Annotated[str, Meta(extra_json_schema={"enum": _GLOBS})]], Meta(min_length=1, max_length=MAX_GLOBS)
+        ]
+        | None
+    ) = None
     """Globs over the names of events, such as `thread.*`; `model.*` unless said."""
 
 
