@@ -14,8 +14,8 @@ from hostler.domain import Message, Priority, SamplingParams
 from hostler.errors import EngineFailed, HostlerError, InvalidRequest
 from hostler.text import StopStrings
 from hostler.worker.preparation import Prepared
-from hostler.worker.preparation_thread import PreparationThread
-from hostler.worker.wire import Submit
+from hostler.worker.preparation_thread import Count, PreparationThread
+from hostler.worker.wire import Counting, Submit
 from support.workers import DEADLINE_S, wait_until
 
 
@@ -60,6 +60,11 @@ class Rig:
         if submit.messages is not None:
             on_rendered()
         return Prepared(submit.sequence_id, [1], submit.params, StopStrings(()), True)
+
+    def count(self, messages: tuple[Message, ...], kwargs: dict[str, object], on_rendered: Callable[[], None]) -> int:
+        kwargs.get("script", lambda: None)()  # type: ignore[operator]
+        on_rendered()
+        return len(messages)
 
     def chat(self, sequence_id: int, script: Callable[[], object] | None = None, **more: object) -> None:
         self.put(sequence_id, script, messages=(Message("user", "x"),), **more)
@@ -192,6 +197,40 @@ def test_a_task_runs_between_requests() -> None:
     assert done.wait(DEADLINE_S)
     assert isinstance(rig.next(), Prepared)
     assert isinstance(rig.next(), Prepared)
+
+
+def test_messages_are_counted_between_requests() -> None:
+    rig = Rig()
+    counted: queue.Queue[int | HostlerError] = queue.Queue()
+    rig.chat(1)
+    rig.thread.put_count(Count(Counting((Message("user", "x"),) * 3), counted.put))
+    rig.chat(2)
+
+    assert counted.get(timeout=DEADLINE_S) == 3
+    assert [rig.next().sequence_id for _ in range(2)] == [1, 2]  # type: ignore[union-attr]
+
+
+def test_an_endless_rendering_of_a_count_is_interrupted_and_told_to_its_caller() -> None:
+    rig = Rig(render_timeout_s=0.2)
+    counted: queue.Queue[int | HostlerError] = queue.Queue()
+    rig.thread.put_count(Count(Counting((), {"script": spin}), counted.put))
+    rig.chat(1)
+
+    assert isinstance(counted.get(timeout=DEADLINE_S), InvalidRequest)
+    assert isinstance(rig.next(), Prepared)
+    assert rig.results.empty()
+    assert rig.exits.empty()
+
+
+def test_a_bug_in_counting_costs_that_count_only(capfd: pytest.CaptureFixture[str]) -> None:
+    rig = Rig()
+    counted: queue.Queue[int | HostlerError] = queue.Queue()
+    rig.thread.put_count(Count(Counting((), {"script": lambda: [][0]}), counted.put))
+    rig.thread.put_count(Count(Counting(()), counted.put))
+
+    assert "IndexError" in str(counted.get(timeout=DEADLINE_S))
+    assert counted.get(timeout=DEADLINE_S) == 0
+    assert "Traceback" in capfd.readouterr().err
 
 
 def test_a_bug_in_a_tokenizer_costs_that_request_only(capfd: pytest.CaptureFixture[str]) -> None:

@@ -19,12 +19,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
 from hostler.domain import Priority
 from hostler.errors import EngineFailed, HostlerError, InternalError, InvalidRequest
 from hostler.worker.preparation import Preparation, Prepared
-from hostler.worker.wire import Submit
+from hostler.worker.wire import Counting, Submit
 
 GRACE_S = 2.0
 """For RenderTimeout to end the thread: it is raised between two bytecodes, so milliseconds are usual."""
@@ -44,14 +46,27 @@ class RenderTimeout(BaseException):
     """Raised into a preparation thread from outside. Not an Exception, so that nothing in a template catches it."""
 
 
+@dataclass(frozen=True)
+class Count:
+    """Messages to be rendered and tokenized for the number of their tokens only."""
+
+    counting: Counting
+    on_done: Callable[[int | HostlerError], None]
+    """Called once, in a thread of the preparation."""
+
+
+Job = Submit | Count | Callable[[], None]
+
+
 class _Worker:
     """One preparation thread. The lock of PreparationThread protects all fields."""
 
     def __init__(self) -> None:
         self.thread: threading.Thread | None = None
-        self.sequence_id = 0
         self.job = 0
         """Number of the job at hand."""
+        self.fail: Callable[[HostlerError], object] | None = None
+        """Tells whoever waits for the job at hand that it came to nothing; None: nobody is to be told."""
         self.deadline: float | None = None
         """None: between jobs."""
         self.is_rendering = False
@@ -60,7 +75,7 @@ class _Worker:
 
 
 class PreparationThread:
-    """Takes submits and tasks from any thread, delivers results from its own."""
+    """Takes submits, counts and tasks from any thread, delivers results from its own."""
 
     def __init__(
         self,
@@ -90,7 +105,7 @@ class PreparationThread:
         self._exit_worker = exit_worker
         self._lock = threading.Lock()  # protects the queue, the discarded ids and the current worker's fields
         self._has_jobs = threading.Condition(self._lock)
-        self._queue: list[tuple[int, int, Submit | Callable[[], None]]] = []
+        self._queue: list[tuple[int, int, Job]] = []
         self._n_taken_in = 0
         self._discarded: set[int] = set()
         self._deadline_is_earlier = threading.Condition(self._lock)
@@ -102,6 +117,10 @@ class PreparationThread:
     def put(self, submit: Submit) -> None:
         """Queue a request; one of on_prepared and on_failed follows, unless it is discarded."""
         self._put(_RANK[submit.priority], submit)
+
+    def put_count(self, count: Count) -> None:
+        """Queue messages to be counted, under the same watch as a request's."""
+        self._put(_RANK[Priority.NORMAL], count)
 
     def put_task(self, task: Callable[[], None]) -> None:
         """Queue something else to be done in the thread; it delivers its result itself and raises nothing."""
@@ -115,7 +134,7 @@ class PreparationThread:
 
     # -- preparation thread -----------------------------------------------------------------------------------------
 
-    def _put(self, rank: int, job: Submit | Callable[[], None]) -> None:
+    def _put(self, rank: int, job: Job) -> None:
         with self._has_jobs:
             self._n_taken_in += 1
             heapq.heappush(self._queue, (rank, self._n_taken_in, job))
@@ -143,31 +162,43 @@ class PreparationThread:
                 if job.sequence_id in self._discarded:
                     self._discarded.remove(job.sequence_id)
                     return True
-                worker.sequence_id = job.sequence_id
+                worker.fail = partial(self._on_failed, job.sequence_id)
                 worker.is_rendering = job.messages is not None
+            elif isinstance(job, Count):
+                worker.fail = job.on_done
+                worker.is_rendering = True
             timeout_s = self._render_timeout_s if worker.is_rendering else self._tokenize_timeout_s
             self._set_deadline(worker, timeout_s)
-        if not isinstance(job, Submit):
+        if not isinstance(job, Submit | Count):
             job()
             return self._is_done(worker)
-        result: Prepared | HostlerError
-        try:
-            result = self._preparation.prepare(job, lambda: self._rendered(worker))
-        except HostlerError as error:
-            result = error
-        except MemoryError:
-            result = EngineFailed("The worker has not enough memory to prepare this prompt")
-        except Exception as error:  # noqa: BLE001 - a bug of the engine's tokenizer costs this request only
-            traceback.print_exc()
-            kind = EngineFailed if not worker.is_rendering else InternalError
-            result = kind(f"The prompt could not be prepared: {type(error).__name__}: {error}")
+        result = self._result(worker, job)
         if not self._is_done(worker):
             return False
         if isinstance(result, Prepared):
             self._on_prepared(result)
-        else:
+        elif isinstance(job, Count):
+            job.on_done(result)
+        elif isinstance(result, HostlerError):
             self._on_failed(job.sequence_id, result)
         return True
+
+    def _result(self, worker: _Worker, job: Submit | Count) -> Prepared | int | HostlerError:
+        try:
+            if isinstance(job, Submit):
+                return self._preparation.prepare(job, lambda: self._rendered(worker))
+            counting = job.counting
+            return self._preparation.count(
+                counting.messages, counting.template_kwargs, lambda: self._rendered(worker)
+            )
+        except HostlerError as error:
+            return error
+        except MemoryError:
+            return EngineFailed("The worker has not enough memory to prepare this prompt")
+        except Exception as error:  # noqa: BLE001 - a bug of the engine's tokenizer costs this request only
+            traceback.print_exc()
+            kind = EngineFailed if not worker.is_rendering else InternalError
+            return kind(f"The prompt could not be prepared: {type(error).__name__}: {error}")
 
     def _rendered(self, worker: _Worker) -> None:
         with self._lock:
@@ -184,6 +215,8 @@ class PreparationThread:
         with self._lock:
             worker.deadline = None
             worker.is_rendering = False
+            if not worker.is_condemned:
+                worker.fail = None
             return not worker.is_condemned
 
     # -- watch ------------------------------------------------------------------------------------------------------
@@ -234,10 +267,9 @@ class PreparationThread:
         print(f"a chat template {why} and was stopped", file=sys.stderr, flush=True)  # noqa: T201 - the worker's log
         with self._lock:
             self._current = self._start_worker()
-        self._on_failed(
-            worker.sequence_id,
-            InvalidRequest(f"The model's chat template {why} on these messages, so it was stopped", param="messages"),
-        )
+        fail = worker.fail
+        assert fail is not None
+        fail(InvalidRequest(f"The model's chat template {why} on these messages, so it was stopped", param="messages"))
 
 
 def _anonymous_bytes() -> int:
