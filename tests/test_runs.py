@@ -548,6 +548,27 @@ def test_of_many_who_ask_at_once_exactly_one_gets_its_run(runtime: Runtime) -> N
     assert runtime.budget.n_held == 0
 
 
+def test_runs_on_postgresql_are_the_same(make_runtime: MakeRuntime, cleared_postgresql: str) -> None:
+    runtime = make_runtime(database=cleared_postgresql)
+    runtime.start_model("parrot", {"ctx_len": 128})
+    thread_id = new_thread(runtime, *("x" * 18 for _ in range(9)))
+    ids = [message.id for message in runtime.records.messages.all(thread_id)]
+
+    run = answer(runtime, thread_id)
+
+    assert (run.status, run.left_out, run.left_out_count) == ("completed", ids[:6], 6)
+    assert run == runtime.records.runs.get(thread_id, run.id)
+    assert newest(runtime, thread_id).run_id == run.id
+    live = start(runtime, thread_id, FLOOD)
+    wait_for_text(runtime)
+    with pytest.raises(RunInProgress):
+        runtime.runs.start(thread_id, request("Second"))
+    runtime.records.threads.delete(thread_id)
+    runtime.runs.thread_deleted(thread_id)
+    with pytest.raises(ThreadNotFound):
+        events(live)
+
+
 # -- cancel -------------------------------------------------------------------------------------------------------------
 
 
