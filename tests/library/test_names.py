@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hostler.errors import InvalidRequest
@@ -123,6 +123,8 @@ def test_normalised_source_differs_where_the_source_may(one, other):
 
 
 @given(st.text(max_size=80) | st.text("https:/[]@.ab%2F?#", max_size=30).map("https://".__add__))
+@example("HTTP::")
+@example("http://:80/x")
 def test_normalised_source_is_stable_and_never_fails(reference):
     once = names.normalised_source(reference)
     names.shown_url(reference)

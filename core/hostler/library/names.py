@@ -212,6 +212,8 @@ def _normalised_url(url: str, scheme: str) -> str:
         host, port = (parts.hostname or ""), parts.port
     except ValueError:
         return url
+    if not host:
+        return url  # no source has it; put together again it would read otherwise
     path = quote(unquote(parts.path), safe="/:@!$&'()*+,;=~")
     if host in _HUB_HOSTS:
         host = "huggingface.co"
