@@ -120,6 +120,15 @@ def test_model_and_the_first_of_models_are_one(client: Client, fields: dict[str,
     assert (made["model"], [one["model_id"] for one in made["models"]]) == (model, models)
 
 
+@pytest.mark.parametrize("fields", [{"model": ""}, {"models": [""]}, {"model": "", "models": [{"model_id": ""}]}])
+def test_an_empty_model_means_the_server_s_default(client: Client, fields: dict[str, Any]) -> None:
+    made = create(client, **fields)
+    changed = client.simulate_post("/v1/assistants/jan", json=fields).json
+
+    assert (made["model"], made["models"]) == ("zephyr-7b", [{"model_id": "zephyr-7b"}])
+    assert (changed["model"], changed["models"]) == ("", [])
+
+
 def test_two_names_for_one_model_are_refused(client: Client) -> None:
     answer = client.simulate_post("/v1/assistants", json={"model": "a", "models": [{"model_id": "b"}]})
 

@@ -102,7 +102,8 @@ def read_assistant(raw: dict[str, Any]) -> dict[str, Any]:
     if body.events is not None:
         fields["events"] = AssistantEvents(body.events.in_ or [], body.events.out or [])
     if body.models is not None:
-        fields["models"] = [AssistantModel(one if isinstance(one, str) else one.model_id) for one in body.models]
+        names = [one if isinstance(one, str) else one.model_id for one in body.models]
+        fields["models"] = [AssistantModel(name) for name in names if name]  # an empty name means the server's default
     return fields
 
 
@@ -121,7 +122,7 @@ def one_model(fields: dict[str, Any], before: Assistant | None = None) -> dict[s
     models: list[AssistantModel] | None = fields.get("models")
     if model is None or models is None:
         return fields
-    first = models[0].model_id
+    first = models[0].model_id if models else ""
     if model == first or (before is not None and model == before.model):
         return {name: value for name, value in fields.items() if name != "model"}
     if before is not None and first == before.model:
