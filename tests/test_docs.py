@@ -165,4 +165,4 @@ def test_the_tutorials_engine_keeps_the_contract(tmp_path: Path) -> None:
     )
 
     assert done.returncode == 0, done.stdout
-    assert "32 passed" in done.stdout
+    assert "33 passed" in done.stdout

@@ -13,6 +13,8 @@ import pytest
 
 from hostler.config import Settings, load_settings
 from hostler.domain import (
+    EmbedRequest,
+    EmbedResult,
     FinishEvent,
     FinishReason,
     GenerateRequest,
@@ -23,6 +25,7 @@ from hostler.domain import (
     TextEvent,
 )
 from hostler.errors import (
+    EmbeddingsDisabled,
     EngineUnavailable,
     HostlerError,
     InsufficientMemory,
@@ -30,11 +33,13 @@ from hostler.errors import (
     ModelNotDownloaded,
     ModelNotFound,
     QueueFull,
+    RequestCancelled,
     RequestNotFound,
     StartCancelled,
 )
 from hostler.plugins import get_plugins
 from hostler.runtime import Runtime
+from hostler.views import ModelChanges
 from support import workers
 
 DEADLINE_S = 60.0
@@ -428,6 +433,134 @@ def test_close_stops_every_worker_and_ends_what_runs(make_runtime: MakeRuntime) 
     assert isinstance(call.join().error, HostlerError) or call.result[1] is FinishReason.CANCELLED  # type: ignore[index]
     assert all(view.pid is None for view in runtime.models())
     assert not runtime.is_ready
+
+
+# -- embeddings -----------------------------------------------------------------------------------------------------
+
+
+def embed(runtime: Runtime, *inputs: str, model: str = "parrot0") -> EmbedResult:
+    with runtime.embed(EmbedRequest(f"r{next(_numbers)}", model, inputs)) as embedding:
+        deadline = time.monotonic() + DEADLINE_S
+        for _ in embedding.progress(POLL_S):
+            assert time.monotonic() < deadline, "no vectors came in time"
+        return embedding.result
+
+
+def is_embedding(runtime: Runtime) -> bool:
+    return any(view.state == "embed" for view in runtime.requests())
+
+
+def test_embeddings_start_their_model_and_give_everything_back(make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime()
+
+    result = embed(runtime, "ab", "cde")
+
+    assert (len(result.vectors), result.n_tokens) == (2, 5)
+    assert runtime.model("parrot0").lifecycle is Lifecycle.RUNNING
+    assert runtime.budget.n_held == 0
+    assert runtime.requests() == []
+    assert runtime.model("parrot0").n_active == 0
+    assert runtime.model("parrot0").idle_s is not None
+
+
+def test_many_embeddings_and_answers_at_once_share_one_start(make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime('{"manners": {"load_s": 0.2}}')
+
+    calls = [Background(lambda: embed(runtime, "ab").n_tokens) for _ in range(8)]
+    calls += [Background(lambda: answer(runtime, chat("Hello"))[0]) for _ in range(4)]
+
+    assert [call.join().result for call in calls] == [2] * 8 + ["Hello"] * 4
+    assert len(pids_of(runtime)) == 1
+
+
+def test_embeddings_wait_in_the_queue_and_are_refused_when_it_is_full(make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime('{"manners": {"load_s": 0.5}}', queue_len=0, max_requests=6)
+    waiting = [runtime.embed(EmbedRequest(f"r{next(_numbers)}", "parrot0", ("x",))) for _ in range(4)]
+
+    with pytest.raises(QueueFull, match="queue_len 0"):
+        runtime.embed(EmbedRequest("fifth", "parrot0", ("x",)))
+
+    assert {view.state for view in runtime.requests()} == {"queued"}
+    for embedding in waiting:
+        for _ in embedding.progress(POLL_S):
+            pass
+        embedding.close()
+    assert runtime.budget.n_held == 0
+
+
+def test_embeddings_hold_a_place_of_max_requests(make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime(max_requests=1)
+
+    with runtime.embed(EmbedRequest("one", "parrot0", ("x",))), pytest.raises(QueueFull, match="max_requests"):
+        runtime.embed(EmbedRequest("two", "parrot0", ("x",)))
+
+    assert embed(runtime, "x").n_tokens == 1
+
+
+def test_embeddings_are_cancelled_in_the_queue_and_at_work(make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime('{"manners": {"load_s": 0.5}}')
+    for state in ("queued", "embed"):
+        call = Background(lambda: embed(runtime, *["[[echo: delay_s=0.05]]"] * 2000))
+        wait_until(lambda state=state: any(view.state == state for view in runtime.requests()))  # type: ignore[misc]
+
+        runtime.cancel_request(runtime.requests()[0].id)
+
+        assert isinstance(call.join().error, RequestCancelled)
+        assert runtime.requests() == []
+        runtime.start_model("parrot0")
+
+
+def test_a_stop_ends_embeddings_with_its_own_error(make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime()
+    call = Background(lambda: embed(runtime, *["[[echo: delay_s=0.05]]"] * 2000))
+    wait_until(lambda: is_embedding(runtime))
+
+    runtime.stop_model("parrot0")
+
+    error = call.join().error
+    assert isinstance(error, EngineUnavailable)
+    assert "was stopped" in error.message
+    assert runtime.model("parrot0").lifecycle is Lifecycle.STOPPED
+
+
+def test_closing_waits_for_embeddings_that_are_under_way(make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime()
+    call = Background(lambda: embed(runtime, *["[[echo: delay_s=0.05]]"] * 10))
+    wait_until(lambda: is_embedding(runtime))
+
+    runtime.close(DEADLINE_S)
+
+    assert call.join().error is None
+    with pytest.raises(EngineUnavailable, match="is stopping"):
+        embed(runtime, "x")
+
+
+def test_a_model_set_not_to_embed_is_not_even_started_for_it(make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime()
+    runtime.update_model("parrot0", ModelChanges(settings={"embedding": False}))
+
+    with pytest.raises(EmbeddingsDisabled, match="embedding: false"):
+        embed(runtime, "x")
+
+    assert runtime.model("parrot0").lifecycle is Lifecycle.DOWNLOADED
+
+
+def test_the_setting_of_the_run_decides_whether_a_running_model_embeds(make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime()
+    runtime.start_model("parrot0", {"embedding": False})
+
+    with pytest.raises(EmbeddingsDisabled, match="embedding: false"):
+        embed(runtime, "x")
+
+    runtime.start_model("parrot0", {"embedding": True})
+    assert embed(runtime, "x").n_tokens == 1
+
+
+def test_without_autostart_embeddings_of_a_model_at_rest_are_refused(make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime(autostart=False)
+
+    with pytest.raises(EngineUnavailable, match="autostart is off"):
+        embed(runtime, "x")
 
 
 # -- several things at once -----------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from hostler.domain import FinishReason, MemoryUse, SamplingParams, TokenLogprob, TopLogprob
-from hostler.engine import EmbedResult, Engine, EngineInfo, EngineSettings, ModelFiles, Progress, SequenceSink
+from hostler.engine import Engine, EngineInfo, EngineSettings, ModelFiles, Progress, SequenceSink, Vectors
 from hostler.errors import EngineFailed, HostlerError
 from hostler.testing import (
     EOS,
@@ -318,9 +318,14 @@ class GivesLogits(BendsSequences):
 
 
 class CutsVectors(EchoEngine):
-    def embed(self, inputs: Sequence[Sequence[int]]) -> EmbedResult:
-        result = super().embed(inputs)
-        return EmbedResult(tuple(vector[1:] for vector in result.vectors), result.n_tokens)
+    def embed(self, inputs: Sequence[Sequence[int]]) -> Iterator[Vectors]:
+        for vectors in super().embed(inputs):
+            yield [vector[1:] for vector in vectors]
+
+
+class EmbedsTheLastChunk(EchoEngine):
+    def embed(self, inputs: Sequence[Sequence[int]]) -> Iterator[Vectors]:
+        return super().embed([tokens[-self._n_batch :] for tokens in inputs])
 
 
 class OwesMemory(EchoEngine):
@@ -368,6 +373,7 @@ BREAKERS: dict[str, Callable[[], Engine]] = {
     "a_prefix_that_parts_is_not_trusted": TrustsWhatIsCached,
     "no_reuse_when_not_wanted": AlwaysReuses,
     "embeddings_are_given_or_refused": CutsVectors,
+    "long_inputs_are_embedded_whole": EmbedsTheLastChunk,
     "memory_is_accounted": OwesMemory,
     "close_gives_the_memory_back": Leaks,
 }

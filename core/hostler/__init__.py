@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from hostler.engine import (
         API_VERSION,
         DeviceProbe,
-        EmbedResult,
         Engine,
         EngineInfo,
         EngineProbe,
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
         ModelFiles,
         Progress,
         SequenceSink,
+        Vectors,
     )
     from hostler.errors import (
         ConfigError,
@@ -58,8 +58,8 @@ _HOME_OF = {
         "TopLogprob", "Usage",
     ),
     "hostler.engine": (
-        "API_VERSION", "DeviceProbe", "EmbedResult", "Engine", "EngineInfo", "EngineProbe", "EngineSettings",
-        "EngineSpec", "ModelFiles", "Progress", "SequenceSink",
+        "API_VERSION", "DeviceProbe", "Engine", "EngineInfo", "EngineProbe", "EngineSettings",
+        "EngineSpec", "ModelFiles", "Progress", "SequenceSink", "Vectors",
     ),
     "hostler.errors": (
         "ConfigError", "ContextLengthExceeded", "DownloadFailed", "EngineFailed", "HostlerError", "InsufficientMemory",
@@ -73,8 +73,8 @@ _MODULE_OF = {name: module for module, names in _HOME_OF.items() for name in nam
 
 __all__ = [
     # contract
-    "API_VERSION", "DeviceProbe", "EmbedResult", "Engine", "EngineInfo", "EngineProbe", "EngineSettings", "EngineSpec",
-    "ModelFiles", "Progress", "SequenceSink", "hookimpl",
+    "API_VERSION", "DeviceProbe", "Engine", "EngineInfo", "EngineProbe", "EngineSettings", "EngineSpec",
+    "ModelFiles", "Progress", "SequenceSink", "Vectors", "hookimpl",
     # sources
     "RemoteFile", "ResolvedSource", "SourceContext", "SourceSpec",
     # values

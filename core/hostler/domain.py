@@ -116,6 +116,29 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     """Extra variables for the chat template (`enable_thinking` and the like)."""
 
 
+class EmbedRequest(msgspec.Struct, frozen=True):
+    """What the API asks of the runtime: one vector for each input."""
+
+    id: str
+    """As of a GenerateRequest."""
+    model: str
+    """Any name the library resolves."""
+    inputs: tuple[str | tuple[int, ...], ...]
+    """Texts and token ids, none of them empty; token ids are taken as they are."""
+    dimensions: int | None = None
+    """How long the vectors must be; another length than the model's is refused."""
+    priority: Priority = Priority.NORMAL
+
+
+class EmbedResult(msgspec.Struct, frozen=True):
+    """The vectors of an EmbedRequest, in its order."""
+
+    vectors: tuple[bytes, ...]
+    """Each n_embd times float32, little-endian, of length 1 as a vector."""
+    n_tokens: int
+    """Of all inputs together."""
+
+
 class Usage(msgspec.Struct, frozen=True):
     """Token counts of one or several sequences."""
 

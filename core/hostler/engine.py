@@ -4,13 +4,14 @@ Floor 2. An engine lives in a worker process of its own: one plugin, one model. 
 everything that is the same for all engines (chat templates, text assembly, stop strings, `max_tokens`, the token ring,
 back-pressure) is done by hostler, so that an engine only turns token ids into token ids.
 
-Threads: `load`, `add`, `cancel`, `step`, `embed`, `memory` and `close` are called from one thread, the engine thread.
+Threads: `load`, `add`, `cancel`, `step`, `embed` (and the iterator it gives), `memory` and `close` are called from one
+thread, the engine thread.
 `tokenize` and `detokenize` may be called from a second thread while `step` runs; they must be safe beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -69,8 +70,11 @@ class EngineInfo(msgspec.Struct, frozen=True):
     eos_text: str = ""
     adds_bos: bool = False
     """`tokenize(add_special=True)` puts a BOS in front."""
+    can_generate: bool = True
+    """False: a model that only embeds; `add` and `step` are never called."""
     can_embed: bool = False
     n_embd: int = 0
+    """Length of its vectors; 0 where it cannot embed."""
     version: str = ""
     """Engine and library version, for humans and for cache keys."""
     warnings: tuple[str, ...] = ()
@@ -116,12 +120,8 @@ class SequenceSink(Protocol):
         """The engine ends it: STOP at an end-of-generation token, ERROR with a message a user can read. Frees nothing."""
 
 
-class EmbedResult(msgspec.Struct, frozen=True):
-    """Embeddings of several inputs, not normalised."""
-
-    vectors: tuple[tuple[float, ...], ...]
-    """float32, (n_inputs, n_embd)."""
-    n_tokens: int
+Vectors = Sequence[Sequence[float]]
+"""Finite numbers, (n, n_embd); not normalised."""
 
 
 class Engine(Protocol):
@@ -144,11 +144,15 @@ class Engine(Protocol):
     def step(self) -> bool:
         """Advance every active, unpaused sequence once: one prefill chunk or one token each. False: nothing to do."""
 
-    def embed(self, inputs: Sequence[Sequence[int]]) -> EmbedResult:
-        """Embed token sequences, each at least one token.
+    def embed(self, inputs: Sequence[Sequence[int]]) -> Iterator[Vectors]:
+        """Embed token sequences of 1 to n_ctx tokens each, piece by piece; a generator is what it is written as most easily.
+
+        Each `next` does a bounded piece of work, about what a step does, and gives the vectors that it completed, in the
+        inputs' order; none in the middle of a long input. Between two pieces sequences are added, stepped and cancelled;
+        another `embed` has its turn only after a piece that gave vectors. Closed early, it drops the rest.
 
         Raises:
-            UnsupportedParameter: This engine or model cannot embed.
+            UnsupportedParameter: This engine or model cannot embed; from the call or its first piece.
         """
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:

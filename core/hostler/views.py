@@ -95,7 +95,7 @@ class RequestView(msgspec.Struct, frozen=True):
     id: str
     model: str
     state: str
-    """queued, prefill, decode."""
+    """queued, prefill, decode; embed for a request for embeddings."""
     prompt_tokens: int
     completion_tokens: int
     age_s: float

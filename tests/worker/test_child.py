@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from hostler.domain import Message
 from hostler.engine import EngineSettings, ModelFiles
 from hostler.ring import RingSegment
 from hostler.worker import exits
@@ -19,6 +20,7 @@ from hostler.worker.process import worker_command
 from hostler.worker.wire import (
     WIRE_VERSION,
     Call,
+    Counting,
     Hello,
     Load,
     Loaded,
@@ -160,6 +162,16 @@ def test_stray_prints_go_to_the_log_and_not_into_the_control_stream(child: Child
 
     assert child.read() == Stopped()
     assert child.process.stderr.read().count(b"printed while loading") == 2
+
+
+def test_a_worker_counts_messages_as_it_would_prepare_them(child: Child, tmp_path: Path) -> None:
+    child.start(echo_model(tmp_path))
+
+    child.send(Call(1, "count", Counting((Message("user", "hello"),))))
+    assert child.read().value == {"n_tokens": len("hello") + 3, "n_ctx": 4096}  # <|user|>, <|end|>, <|assistant|>
+
+    child.send(Call(2, "count", {"messages": "nonsense"}))
+    assert child.read().code == "invalid_value"
 
 
 def test_the_engine_cannot_read_the_hosts_messages(child: Child, tmp_path: Path) -> None:

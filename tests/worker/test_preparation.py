@@ -6,9 +6,9 @@ import pytest
 
 from hostler.domain import SEED_RANDOM, Message, SamplingParams
 from hostler.engine import EngineInfo
-from hostler.errors import ContextLengthExceeded, HostlerError, InvalidRequest
+from hostler.errors import ContextLengthExceeded, EmbeddingsDisabled, HostlerError, InvalidRequest
 from hostler.worker.preparation import MAX_STOP_CHARACTERS, Preparation, Prepared
-from hostler.worker.wire import PromptSettings, Submit
+from hostler.worker.wire import Embed, PromptSettings, Submit
 
 BOS, END = 1000, 1001
 CONTROLS = {"<s>": BOS, "<|end|>": END}
@@ -58,6 +58,30 @@ def refusal(preparation: Preparation, **fields: object) -> HostlerError:
 
 def test_messages_are_rendered_with_the_models_template() -> None:
     assert prepare(make()[0]).tokens == [*map(ord, "user:hi"), END]
+
+
+def test_counted_tokens_are_those_of_the_prepared_prompt_even_past_the_context() -> None:
+    messages = (Message("system", "short<|end|>"), Message("user", "x" * 30))
+    preparation = make(n_ctx=500, adds_bos=True)[0]
+
+    assert preparation.count(messages, {}, lambda: None) == len(prepare(preparation, messages=messages).tokens)
+    assert make(n_ctx=10)[0].count(messages, {}, lambda: None) == len("system:short<|end|>user:") + 30 + 2
+
+
+def test_messages_that_are_far_too_long_are_not_counted_to_their_end() -> None:
+    preparation, tokenizer = make(n_ctx=10)
+
+    with pytest.raises(ContextLengthExceeded, match="more than"):
+        preparation.count((Message("user", "x" * 1_000_000),), {}, lambda: None)
+
+    assert tokenizer.n_characters < 100_000
+
+
+def test_messages_that_the_template_refuses_are_not_counted() -> None:
+    preparation = make("{{ raise_exception('roles must alternate') }}")[0]
+
+    with pytest.raises(InvalidRequest, match="roles must alternate"):
+        preparation.count((Message("user", "hi"),), {}, lambda: None)
 
 
 def test_a_users_control_text_stays_text() -> None:
@@ -189,23 +213,62 @@ def test_a_seed_is_drawn_where_none_is_set_and_kept_where_one_is() -> None:
     assert prepare(preparation, params=SamplingParams(seed=42)).params.seed == 42
 
 
+# -- inputs to embed ---------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
-    ("inputs", "param"),
-    [
-        ([], "input"),
-        ("x", "input"),
-        (["ok", ""], "input[1]"),
-        ([[]], "input[0]"),
-        ([[1200]], "input[0][0]"),
-        ([5], "input[0]"),
-        (["x" * 501], "input[0]"),
-    ],
+    ("value", "param"),
+    [("", "input[2]"), ((), "input[2]"), ((1200,), "input[2][0]"), ((1, -1), "input[2][1]"), ("x" * 501, "input[2]")],
 )
-def test_inputs_that_cannot_be_embedded_are_named(inputs: object, param: str) -> None:
+def test_an_input_that_cannot_be_embedded_is_named(value: str | tuple[int, ...], param: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        make()[0].embed_inputs(inputs)
+        make()[0].embed_input(value, "input[2]")
     assert caught.value.param == param
 
 
-def test_texts_and_token_ids_become_inputs_to_embed() -> None:
-    assert make()[0].embed_inputs(["ab", [7, 8], "x" * 500])[:2] == [[97, 98], [7, 8]]
+def test_texts_and_token_ids_become_inputs_to_embed_up_to_the_whole_context() -> None:
+    preparation = make(adds_bos=True)[0]
+
+    assert list(preparation.embed_input("ab", "input[0]")) == [BOS, 97, 98]
+    assert list(preparation.embed_input((7, 8), "input[0]")) == [7, 8]
+    assert len(preparation.embed_input("x" * 499, "input[0]")) == 500
+
+
+def test_control_texts_inside_an_input_stay_text() -> None:
+    assert list(make()[0].embed_input("<|end|>", "input[0]")) == [*map(ord, "<|end|>")]
+
+
+def test_an_input_that_does_not_fit_is_refused_with_both_numbers_and_never_tokenized_whole_when_hopeless() -> None:
+    preparation, tokenizer = make(n_ctx=500)
+
+    with pytest.raises(ContextLengthExceeded, match=r"maximum context length is 500 tokens.*input\[0\] has 600 tokens"):
+        preparation.embed_input("x" * 600, "input[0]")
+    tokenizer.n_characters = 0
+    with pytest.raises(ContextLengthExceeded, match="more than"):
+        preparation.embed_input("x" * 10_000_000, "input[0]")
+    assert tokenizer.n_characters < 1_000_000
+
+
+def test_what_a_model_cannot_give_at_all_is_refused_before_its_inputs_are_looked_at() -> None:
+    def refusal_of(embed: Embed, *, is_embedding: bool = True, **info: object) -> HostlerError:
+        known = EngineInfo(n_ctx=500, n_slots=1, n_vocab=1200, **{"can_embed": True, "n_embd": 8, **info})
+        preparation = Preparation("tiny", Tokenizer(False), known, PromptSettings(), is_embedding=is_embedding)
+        with pytest.raises(HostlerError) as caught:
+            preparation.check_embed(embed)
+        return caught.value
+
+    assert isinstance(refusal_of(Embed(1, ("x",)), is_embedding=False), EmbeddingsDisabled)
+    assert isinstance(refusal_of(Embed(1, ("x",)), can_embed=False), EmbeddingsDisabled)
+    assert refusal_of(Embed(1, ())).param == "input"
+    other_length = refusal_of(Embed(1, ("x",), dimensions=4))
+    assert (other_length.code, other_length.param) == ("unsupported_parameter", "dimensions")
+    assert "have 8 dimensions" in other_length.message
+
+
+def test_a_model_that_only_embeds_takes_no_prompt() -> None:
+    info = EngineInfo(n_ctx=500, n_slots=1, n_vocab=1200, can_generate=False, can_embed=True, n_embd=8)
+
+    error = refusal(Preparation("tiny", Tokenizer(False), info, PromptSettings()), prompt="x")
+
+    assert error.param == "model"
+    assert "/v1/embeddings" in error.message

@@ -166,16 +166,9 @@ def test_calls_are_answered_beside_running_answers(running: Supervisor) -> None:
 
         assert running.call("tokenize", "hi") == list(b"hi")
         assert running.call("memory")["kv_bytes"] > 0
-        embedded = running.call("embed", ["ab", [1, 2, 3]])
-
-    assert embedded["n_tokens"] == 5
-    assert [len(vector) for vector in embedded["vectors"]] == [64, 64]
 
 
-def test_a_calls_error_arrives_as_its_class_with_its_parameter(running: Supervisor) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        running.call("embed", ["ok", ""])
-    assert caught.value.param == "input[1]"
+def test_a_calls_error_arrives_as_its_class(running: Supervisor) -> None:
     with pytest.raises(InvalidRequest, match="tokenize takes a text"):
         running.call("tokenize", 5)
 

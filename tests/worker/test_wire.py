@@ -13,6 +13,9 @@ from hostler.worker import wire
 from hostler.worker.wire import (
     Call,
     Cancel,
+    CancelCall,
+    Embed,
+    Embedded,
     Hello,
     HostMessage,
     Load,
@@ -36,7 +39,9 @@ HOST_MESSAGES: list[HostMessage] = [
     Submit(7, 3, SamplingParams(logit_bias={5: -100.0}, stop=("é",)), messages=(Message("user", "😀"),)),
     Submit(2**63, 0, SamplingParams(), prompt=(1, 2, 3), priority=Priority.BATCH, template_kwargs={"a": {"b": True}}),
     Cancel(7),
-    Call(1, "embed", ["x", [1, 2]]),
+    Call(1, "tokenize", "x"),
+    Embed(2, ("x", (1, 2)), dimensions=8),
+    CancelCall(2),
     Stop(),
 ]
 WORKER_MESSAGES: list[WorkerMessage] = [
@@ -45,7 +50,8 @@ WORKER_MESSAGES: list[WorkerMessage] = [
     Loaded(EngineInfo(8, 1, 10, special_texts=("<s>",)), MemoryUse(1, 2, 3)),
     LoadFailed("invalid_value", "no", "settings.prompt_template"),
     SequenceClosed(7),
-    Reply(1, {"vectors": [[0.5]]}),
+    Embedded(2, (b"\0\0\x80?", b"")),
+    Reply(1, [0.5]),
     Reply(2, None, "invalid_value", "no", "input[0]"),
     Stopped(),
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from hostler.api.operation import Operation
 from hostler.api.schema.chat import ChatBody
 from hostler.api.schema.completions import CompletionBody
+from hostler.api.schema.embeddings import EmbeddingBody, EmbeddingList
 from hostler.api.schema.inference_answers import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
 from hostler.api.schema.server_answers import (
     EngineAnswer,
@@ -18,7 +19,7 @@ from hostler.api.schema.server_answers import (
     RequestCancelled,
     RequestItem,
 )
-from hostler.api.tags import CHAT, COMPLETIONS, ENGINES, EVENTS, HARDWARE, REQUESTS, RESPONSES, SERVER
+from hostler.api.tags import CHAT, COMPLETIONS, EMBEDDINGS, ENGINES, EVENTS, HARDWARE, REQUESTS, RESPONSES, SERVER
 from hostler.hardware import Hardware
 from hostler.library.fields import PARAMETERS
 from hostler.records.objects import Page
@@ -53,6 +54,9 @@ CREATE_COMPLETION = Operation(
     STREAMED,
     fields=PARAMETERS,
     event=(CompletionChunk, ErrorResponse),
+)
+CREATE_EMBEDDING = Operation(
+    "createEmbedding", EMBEDDINGS, "Create embeddings", EmbeddingBody, EmbeddingList, statuses=INFERENCE
 )
 CREATE_RESPONSE = Operation("createResponse", RESPONSES, "Create a response")
 GET_RESPONSE = Operation("getResponse", RESPONSES, "Get a response")

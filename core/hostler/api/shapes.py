@@ -209,6 +209,7 @@ def available(views: Iterable[ModelView]) -> ListAvailableModelsResponse:
 
 
 def _available_item(view: ModelView) -> AvailableModel:
+    can_generate = view.info is None or view.info.can_generate
     can_embed = view.info.can_embed if view.info is not None else settings_with_defaults(view.manifest.settings)["embedding"]
     return AvailableModel(
         id=view.manifest.id,
@@ -217,7 +218,7 @@ def _available_item(view: ModelView) -> AvailableModel:
         status="running" if view.lifecycle is Lifecycle.RUNNING else "available",
         name=view.manifest.name,
         size_bytes=sum(file.size_bytes for file in view.manifest.files),
-        capabilities=["chat", "completions", *(["embeddings"] if can_embed else [])],
+        capabilities=[*(["chat", "completions"] if can_generate else []), *(["embeddings"] if can_embed else [])],
     )
 
 

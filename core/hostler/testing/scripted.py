@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from hostler.domain import FinishReason, MemoryUse, TokenLogprob, TopLogprob
-from hostler.engine import EmbedResult, EngineInfo, EngineSettings, ModelFiles, Progress, SequenceSink
+from hostler.engine import EngineInfo, EngineSettings, ModelFiles, Progress, SequenceSink, Vectors
 from hostler.errors import ModelLoadFailed, UnsupportedParameter
 
 EOS = 256
@@ -132,7 +132,7 @@ class ScriptedEngine:
                     del self._sequences[playing.sequence.id]
         return has_worked
 
-    def embed(self, inputs: Sequence[Sequence[int]]) -> EmbedResult:  # noqa: ARG002 - the contract's signature
+    def embed(self, inputs: Sequence[Sequence[int]]) -> Iterator[Vectors]:  # noqa: ARG002 - the contract's signature
         """See Engine."""
         raise UnsupportedParameter("a scripted engine has no embeddings")
 

@@ -25,23 +25,40 @@ from typing import Any, BinaryIO, NoReturn, cast
 import msgspec
 
 from hostler.engine import Engine, EngineInfo
-from hostler.errors import EmbeddingsDisabled, HostlerError, InvalidRequest, ModelLoadFailed, PluginError
+from hostler.errors import HostlerError, InvalidRequest, ModelLoadFailed, PluginError
 from hostler.ring import RingSegment
 from hostler.worker import exits
 from hostler.worker.descriptors import die_with_parent, set_signals, take_control_streams
-from hostler.worker.loop import Arrived, Cancelled, Inbox, Loop, PreparationFailed, StopAsked, Task
+from hostler.worker.embedding import EmbedPreparation
+from hostler.worker.loop import (
+    Arrived,
+    Cancelled,
+    EmbedArrived,
+    EmbedDropped,
+    EmbedFailed,
+    EmbedPrepared,
+    Inbox,
+    Loop,
+    PreparationFailed,
+    StopAsked,
+    Task,
+)
 from hostler.worker.preparation import Preparation
-from hostler.worker.preparation_thread import PreparationThread
+from hostler.worker.preparation_thread import Count, PreparationThread
 from hostler.worker.wire import (
     WIRE_VERSION,
     Call,
     Cancel,
+    CancelCall,
+    Counting,
+    Embed,
     Hello,
     HostMessage,
     Load,
     Loaded,
     LoadFailed,
     Progress,
+    PromptSize,
     Reply,
     Stop,
     Stopped,
@@ -89,6 +106,8 @@ class Worker:
         self._preparation: Preparation | None = None
         self._info: EngineInfo | None = None
         self._load: Load | None = None
+        self._embeds: dict[int, EmbedPreparation] = {}
+        """Embeds in preparation: put in and dropped by the control thread, taken out by the preparation thread."""
 
     def run(self) -> NoReturn:
         """Live the worker's whole life."""
@@ -125,7 +144,9 @@ class Worker:
             info = engine.load(load.files, load.settings, self._progress())
             if min(info.n_ctx, info.n_slots, info.n_vocab) < 1:
                 raise ModelLoadFailed(f"{load.engine} says {info}; n_ctx, n_slots and n_vocab must be at least 1")
-            self._preparation = Preparation(load.model_id, engine, info, load.prompt)
+            self._preparation = Preparation(
+                load.model_id, engine, info, load.prompt, is_embedding=load.settings.embedding
+            )
             memory = engine.memory()
         except MemoryError as error:
             traceback.print_exc()
@@ -196,6 +217,10 @@ class Worker:
                 if desk is not None:
                     desk.discard(sequence_id)
                 self._inbox.put(Cancelled(sequence_id))
+            case Embed() if desk is not None:
+                self._embed(desk, message)
+            case CancelCall(call_id):
+                self._drop_embed(call_id)
             case Call() if desk is not None:
                 self._call(desk, message)
             case Submit() if desk is not None:
@@ -212,8 +237,8 @@ class Worker:
             self._inbox.put(Task(call.call_id, lambda engine: engine.memory()))
         elif call.name == "tokenize":
             desk.put_task(lambda: self._reply(call, lambda: self._tokenize(call.argument)))
-        elif call.name == "embed":
-            desk.put_task(lambda: self._prepare_embed(call))
+        elif call.name == "count":
+            self._count(desk, call)
         else:
             self._control.send(Reply(call.call_id, None, "not_implemented", f"A worker has no call {call.name!r}"))
 
@@ -233,28 +258,46 @@ class Worker:
             raise InvalidRequest(f"tokenize takes a text, not {type(text).__name__}", param="text")
         return self._preparation.tokenize(text)
 
-    def _prepare_embed(self, call: Call) -> None:
-        def prepare() -> list[list[int]]:
-            assert self._preparation is not None
+    def _count(self, desk: PreparationThread, call: Call) -> None:
+        def done(result: int | HostlerError) -> None:
+            self._reply(call, lambda: answer(result))
+
+        def answer(result: int | HostlerError) -> PromptSize:
             assert self._info is not None
-            assert self._load is not None
-            if not self._load.settings.embedding:
-                raise EmbeddingsDisabled(f"{self._load.model_id} runs with the setting embedding: false")
-            if not self._info.can_embed:
-                raise EmbeddingsDisabled(f"{self._load.model_id} cannot embed with this engine")
-            return self._preparation.embed_inputs(call.argument)
+            if isinstance(result, HostlerError):
+                raise result
+            return PromptSize(result, self._info.n_ctx)
 
         try:
-            inputs = prepare()
-        except HostlerError as error:
-            self._control.send(Reply(call.call_id, None, error.code, error.message, error.param))
+            counting = msgspec.convert(call.argument, Counting)
+        except msgspec.ValidationError as error:
+            done(InvalidRequest(f"count takes messages: {error}", param="messages"))
             return
-        except Exception as error:  # noqa: BLE001 - as in _reply
-            traceback.print_exc()
-            message = f"The engine failed: {type(error).__name__}: {error}"
-            self._control.send(Reply(call.call_id, None, "engine_failed", message))
-            return
-        self._inbox.put(Task(call.call_id, lambda engine: msgspec.to_builtins(engine.embed(inputs))))
+        desk.put_count(Count(counting, done))
+
+    def _embed(self, desk: PreparationThread, embed: Embed) -> None:
+        assert self._preparation is not None
+        # The loop must know it before its preparation can come to an end.
+        self._inbox.put(EmbedArrived(embed.call_id))
+        preparation = EmbedPreparation(
+            embed,
+            self._preparation,
+            desk.put_task,
+            on_prepared=lambda call_id, inputs: self._embed_is_prepared(EmbedPrepared(call_id, inputs)),
+            on_failed=lambda call_id, error: self._embed_is_prepared(EmbedFailed(call_id, error)),
+        )
+        self._embeds[embed.call_id] = preparation
+        desk.put_task(preparation.run)
+
+    def _embed_is_prepared(self, item: EmbedPrepared | EmbedFailed) -> None:
+        self._embeds.pop(item.call_id, None)
+        self._inbox.put(item)
+
+    def _drop_embed(self, call_id: int) -> None:
+        preparation = self._embeds.pop(call_id, None)
+        if preparation is not None:
+            preparation.drop()
+        self._inbox.put(EmbedDropped(call_id))
 
     # -- the end ----------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The worker's loop: receive, step, emit. One engine, one model, one thread.
+"""The worker's loop: receive, step, embed, emit. One engine, one model, one thread.
 
 Floor 3, in the worker, on the engine thread. It decides who gets a slot and when a sequence is closed; it alone calls the
 engine (tokenizing excepted), writes to the rings and says SequenceClosed. Other threads reach it through the Inbox only.
@@ -22,6 +22,7 @@ from hostler.engine import Engine, EngineInfo
 from hostler.errors import HostlerError
 from hostler.ring import RingSegment
 from hostler.worker import exits
+from hostler.worker.embedding import EmbedJobs, Tokens
 from hostler.worker.preparation import Prepared
 from hostler.worker.sequence import RingSequence
 from hostler.worker.wire import FailedFrame, Reply, SequenceClosed, Submit, WorkerMessage
@@ -53,6 +54,32 @@ class Cancelled(msgspec.Struct, frozen=True):
     sequence_id: int
 
 
+class EmbedArrived(msgspec.Struct, frozen=True):
+    """Inputs are to be embedded; their preparation is under way."""
+
+    call_id: int
+
+
+class EmbedPrepared(msgspec.Struct, frozen=True):
+    """Inputs are ready to be embedded."""
+
+    call_id: int
+    inputs: list[Tokens]
+
+
+class EmbedFailed(msgspec.Struct, frozen=True):
+    """Inputs will not be embedded."""
+
+    call_id: int
+    error: HostlerError
+
+
+class EmbedDropped(msgspec.Struct, frozen=True):
+    """Nobody wants the vectors any more."""
+
+    call_id: int
+
+
 class Task(msgspec.Struct, frozen=True):
     """A question to the engine; `ask` runs on the engine thread."""
 
@@ -64,7 +91,10 @@ class StopAsked(msgspec.Struct, frozen=True):
     """The worker shall end."""
 
 
-Item = Arrived | Prepared | PreparationFailed | Cancelled | Task | StopAsked
+Item = (
+    Arrived | Prepared | PreparationFailed | Cancelled | EmbedArrived | EmbedPrepared | EmbedFailed | EmbedDropped | Task
+    | StopAsked
+)  # fmt: skip
 
 
 class Inbox:
@@ -124,6 +154,7 @@ class Loop:
         """Sequences with frames that wait for room; some of them still in the engine, some over."""
         self._over: list[RingSequence] = []
         """Sequences that ended since the last look."""
+        self._embeds = EmbedJobs(engine, info, send)
         self._is_stopping = False
         self._poll_s = _PAUSE_POLL_S[0]
 
@@ -146,6 +177,7 @@ class Loop:
             return exits.ENGINE_BUG
         for sequence in list(self._open.values()):
             self._cancel(sequence.id)
+        self._embeds.drop_all()
         return exits.ORDERLY
 
     def _turn(self) -> None:
@@ -164,13 +196,17 @@ class Loop:
             has_worked = self._engine.step()
             if self._over:
                 self._settle()
-            if not has_worked and self._active:
+            if self._embeds.has_work:
+                self._embeds.advance()
+            elif not has_worked and self._active:
                 self._inbox.wait(IDLE_STEP_S)
+        elif self._embeds.has_work:
+            self._embeds.advance()
         elif self._full:
             self._inbox.wait(self._poll_s)
             self._poll_s = min(self._poll_s * 2, _PAUSE_POLL_S[1])
         else:
-            self._inbox.wait(BEAT_S if self._open else None)
+            self._inbox.wait(BEAT_S if self._open or self._embeds.is_open else None)
 
     # -- receive ----------------------------------------------------------------------------------------------------
 
@@ -197,6 +233,14 @@ class Loop:
                     sequence.fail(failed_frame(error))
             case Cancelled(sequence_id):
                 self._cancel(sequence_id)
+            case EmbedArrived(call_id):
+                self._embeds.arrived(call_id)
+            case EmbedPrepared(call_id, inputs):
+                self._embeds.prepared(call_id, inputs)
+            case EmbedFailed(call_id, failure):
+                self._embeds.failed(call_id, failure)
+            case EmbedDropped(call_id):
+                self._embeds.drop(call_id)
             case Task(call_id, ask):
                 self._answer(call_id, ask)
             case StopAsked():

@@ -7,6 +7,7 @@ call is `tokenize`. Every refusal is an InvalidRequest that names the field.
 from __future__ import annotations
 
 import secrets
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,12 +16,12 @@ import msgspec
 
 from hostler.domain import SEED_RANDOM, Message, SamplingParams
 from hostler.engine import EngineInfo
-from hostler.errors import ContextLengthExceeded, InvalidRequest
+from hostler.errors import ContextLengthExceeded, EmbeddingsDisabled, InvalidRequest, UnsupportedParameter
 from hostler.prompt.forms import PromptForm, parse_prompt_template
 from hostler.prompt.segments import Prompt
 from hostler.prompt.template import ChatTemplate
 from hostler.text import StopStrings
-from hostler.worker.wire import PromptSettings, Submit
+from hostler.worker.wire import Embed, PromptSettings, Submit
 
 MAX_STOP_CHARACTERS = 16 * 1024
 """All stop strings of a request together: each character is a state of the automaton, about 300 bytes."""
@@ -48,9 +49,20 @@ class Prepared:
 class Preparation:
     """Prepares requests for one loaded model. One thread at a time."""
 
-    def __init__(self, model_id: str, tokenizer: Tokenizer, info: EngineInfo, settings: PromptSettings) -> None:
+    def __init__(
+        self,
+        model_id: str,
+        tokenizer: Tokenizer,
+        info: EngineInfo,
+        settings: PromptSettings,
+        *,
+        is_embedding: bool = True,
+    ) -> None:
         """Choose how messages become text: the setting `prompt_template`, else the file's template, else Jan's four
         prompt texts when one of them is set.
+
+        Args:
+            is_embedding: The setting `embedding`.
 
         Raises:
             InvalidRequest: `prompt_template` lacks its marker.
@@ -58,6 +70,7 @@ class Preparation:
         self._model_id = model_id
         self._tokenizer = tokenizer
         self._info = info
+        self._is_embedding = is_embedding
         self._max_bytes = settings.max_prompt_bytes
         self._form: PromptForm | None = None
         self._template: ChatTemplate | None = None
@@ -83,6 +96,11 @@ class Preparation:
         Raises:
             HostlerError: What is wrong with the request.
         """
+        if not self._info.can_generate:
+            raise InvalidRequest(
+                f"{self._model_id} writes no text, it only gives embeddings (POST /v1/embeddings); choose another model",
+                param="model",
+            )
         params = self._checked(submit.params)
         implied_stops: tuple[str, ...] = ()
         if submit.messages is not None:
@@ -99,6 +117,21 @@ class Preparation:
         self._check_length(len(tokens), "messages" if submit.messages is not None else "prompt")
         stops = StopStrings((*params.stop, *implied_stops))
         return Prepared(submit.sequence_id, tokens, params, stops, submit.cache_prompt)
+
+    def count(
+        self, messages: Sequence[Message], template_kwargs: dict[str, object], on_rendered: Callable[[], None]
+    ) -> int:
+        """How many tokens `prepare` would make of these messages; more than the context holds is no error here.
+
+        Args:
+            on_rendered: As in `prepare`.
+
+        Raises:
+            HostlerError: What is wrong with them; ContextLengthExceeded only when they are far too long even to be counted.
+        """
+        prompt = self.render(messages, template_kwargs)
+        on_rendered()
+        return len(self._tokenize_prompt(prompt, "messages"))
 
     def render(self, messages: Sequence[Message], template_kwargs: dict[str, object]) -> Prompt:
         """Messages to text.
@@ -121,33 +154,49 @@ class Preparation:
         """A plain text to token ids, BOS and control texts as for a completion's prompt."""
         return self._tokenize((text,) if text else ())
 
-    def embed_inputs(self, inputs: object) -> list[list[int]]:
-        """Texts or token ids to token ids that may be embedded.
+    def check_embed(self, embed: Embed) -> None:
+        """Whether this model can give these vectors at all.
 
         Raises:
-            InvalidRequest: Naming the input that is empty, too long or neither.
+            EmbeddingsDisabled: It cannot embed, or the setting `embedding` is false.
+            InvalidRequest: There are no inputs.
+            UnsupportedParameter: Its vectors have another length.
         """
-        if not isinstance(inputs, list | tuple) or not inputs:
-            raise InvalidRequest("input is empty; send a text, or a list of texts or of token id lists", param="input")
-        prepared = []
-        for index, value in enumerate(inputs):
-            param = f"input[{index}]"
-            if isinstance(value, str):
-                tokens = self.tokenize(value)
-            elif isinstance(value, list | tuple):
-                tokens = list(self._check_token_ids(value, param))
-            else:
-                raise InvalidRequest(f"{param} is neither a text nor a list of token ids", param=param)
-            if not tokens:
-                raise InvalidRequest(f"{param} is empty; send some text", param=param)
-            if len(tokens) > self._info.n_ctx:
-                raise ContextLengthExceeded(
-                    f"This model's maximum context length is {self._info.n_ctx} tokens. However, {param} has "
-                    f"{len(tokens)} tokens. Please shorten it.",
-                    param=param,
-                )
-            prepared.append(tokens)
-        return prepared
+        if not self._is_embedding:
+            raise EmbeddingsDisabled(f"{self._model_id} runs with the setting embedding: false, so it gives no embeddings")
+        if not self._info.can_embed:
+            raise EmbeddingsDisabled(f"{self._model_id} gives no embeddings in its engine; choose a model that does")
+        if not embed.inputs:
+            raise InvalidRequest("input is empty; send a text, or a list of texts or of token ids", param="input")
+        if embed.dimensions not in (None, self._info.n_embd):
+            raise UnsupportedParameter(
+                f"dimensions is {embed.dimensions}; the vectors of {self._model_id} have {self._info.n_embd} dimensions and "
+                f"are not shortened",
+                param="dimensions",
+            )
+
+    def embed_input(self, value: str | Sequence[int], param: str) -> array[int]:
+        """One input to token ids that may be embedded. A text is text: control tokens inside it are not read as such.
+
+        Raises:
+            InvalidRequest: Naming the input that is empty or not the model's.
+            ContextLengthExceeded: It does not fit.
+        """
+        if not isinstance(value, str):
+            tokens = self._check_token_ids(value, param)
+            self._check_input_length(len(tokens), param)
+            return array("i", tokens)
+        if not value:
+            raise InvalidRequest(f"{param} is empty; send some text", param=param)
+        far_too_long = self._far_too_long()
+        if len(value) > far_too_long:
+            beginning = self._tokenizer.tokenize(value[:far_too_long], add_special=True, parse_special=False)
+            self._check_input_length(len(beginning), param, is_at_least=True)
+        tokens = self._tokenizer.tokenize(value, add_special=True, parse_special=False)
+        if not tokens:
+            raise InvalidRequest(f"{param} has no tokens in this model; send some text", param=param)
+        self._check_input_length(len(tokens), param)
+        return array("i", tokens)
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -184,7 +233,7 @@ class Preparation:
 
     def _tokenize_prompt(self, prompt: Prompt, param: str) -> list[int]:
         size = sum(len(segment) for segment in prompt.segments)
-        far_too_long = 256 * self._info.n_ctx + 65_536
+        far_too_long = self._far_too_long()
         if size > far_too_long:
             # Half a minute of tokenizing for a refusal would keep everybody else's request waiting.
             beginning = self._tokenize(("".join(prompt.segments)[:far_too_long],))
@@ -194,6 +243,10 @@ class Preparation:
         if not tokens:
             raise InvalidRequest("The prompt is empty; send some text", param=param)
         return tokens
+
+    def _far_too_long(self) -> int:
+        """Characters of a text that is tokenized in part first: the whole of it can hardly fit."""
+        return 256 * self._info.n_ctx + 65_536
 
     def _tokenize(self, segments: Sequence[str]) -> list[int]:
         tokens: list[int] = []
@@ -206,6 +259,16 @@ class Preparation:
         if not segments:
             tokens = self._tokenizer.tokenize("", add_special=True, parse_special=True)
         return tokens
+
+    def _check_input_length(self, n_tokens: int, param: str, *, is_at_least: bool = False) -> None:
+        n_ctx = self._info.n_ctx
+        if n_tokens > n_ctx:
+            count = f"more than {n_tokens}" if is_at_least else str(n_tokens)
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {n_ctx} tokens. However, {param} has {count} tokens. Please shorten "
+                f"it, or start the model with a larger ctx_len if it allows more.",
+                param=param,
+            )
 
     def _check_length(self, n_tokens: int, param: str, *, is_at_least: bool = False) -> None:
         n_ctx = self._info.n_ctx

@@ -15,7 +15,6 @@ It must not know scheduling, memory or HTTP.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import signal
@@ -26,17 +25,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hostler.domain import MemoryUse, Message, Priority, SamplingParams
+from hostler.domain import EmbedRequest, MemoryUse, Message, Priority, SamplingParams
 from hostler.engine import EngineInfo, EngineSettings, ModelFiles
 from hostler.errors import EngineUnavailable, HostlerError, ModelLoadFailed, StartCancelled, StartTimeout
 from hostler.ring import RingSegment
 from hostler.worker.answers import ReaderGroup, RingTable, WorkerSequence, error_of
+from hostler.worker.calls import CallTable, PendingCall
 from hostler.worker.exits import ExitReport
 from hostler.worker.process import Spawn, SpawnRequest, WorkerProcess, spawn_process, worker_command
 from hostler.worker.restarts import RestartPolicy
 from hostler.worker.wire import (
     WIRE_VERSION,
-    Call,
+    Embedded,
     Hello,
     HostMessage,
     Load,
@@ -85,6 +85,7 @@ class _Run:
 
     def __init__(self, segment: RingSegment, model_id: str, now: float) -> None:
         self.table = RingTable(segment, self, model_id)
+        self.calls = CallTable(self, self.table.unavailable)
         self.process: WorkerProcess | None = None
         self.deadline_from = now
         """When the start deadline was renewed last: the spawn, then every Progress."""
@@ -102,14 +103,6 @@ class _Run:
         """Write one message to the worker."""
         process = self.process
         return process is not None and process.send(message)
-
-
-class _PendingCall:
-    """A Call without its Reply yet."""
-
-    def __init__(self) -> None:
-        self.done = threading.Event()
-        self.reply: Reply | None = None
 
 
 class Supervisor:
@@ -171,8 +164,6 @@ class Supervisor:
         self._failure: Callable[[], HostlerError] | None = None
         """Makes the error of a failed first load, a fresh one for each who waits."""
         self._retry_at: float | None = None
-        self._calls: dict[int, _PendingCall] = {}
-        self._call_ids = itertools.count(1)
 
     # -- what it is doing -------------------------------------------------------------------------------------------
 
@@ -289,7 +280,7 @@ class Supervisor:
             EngineUnavailable: No worker is running.
             QueueFull: `max_readers` groups are alive.
         """
-        return self._running_table().reader_group()
+        return self._running().table.reader_group()
 
     def submit(
         self,
@@ -327,40 +318,35 @@ class Supervisor:
         )
 
     def call(self, name: str, argument: Any = None, timeout_s: float = 60.0) -> Any:
-        """Ask the worker: `memory` gives MemoryUse's fields as a dict; `tokenize` takes a text and gives ids; `embed` takes
-        a list of texts and id lists and gives {"vectors": ..., "n_tokens": ...}.
+        """Ask the worker: `memory` gives MemoryUse's fields as a dict; `tokenize` takes a text and gives ids; `count` takes
+        a Counting and gives PromptSize's fields as a dict.
 
         Raises:
             HostlerError: As the worker says; EngineUnavailable when there is none, it dies, or the time is over.
         """
-        with self._changed:
-            run = self._run
-            if run is None or self._state != "running":
-                raise self._unavailable()
-            call_id = next(self._call_ids)
-            pending = self._calls[call_id] = _PendingCall()
+        call = self._running().calls.call(name, argument)
         try:
-            if not run.send(Call(call_id, name, argument)):
-                raise run.table.unavailable()
-            if not pending.done.wait(timeout_s):
+            if not call.wait(timeout_s):
                 raise EngineUnavailable(
                     f"The engine of {self.model_id} did not answer {name} within {timeout_s:g} s", retry_after_s=1.0
                 )
+            return call.value()
         finally:
-            with self._changed:
-                self._calls.pop(call_id, None)
-        reply = pending.reply
-        if reply is None:
-            raise run.table.unavailable()
-        if reply.code is not None:
-            raise error_of(reply.code, reply.message, reply.param)
-        return reply.value
+            call.close()
 
-    def _running_table(self) -> RingTable:
+    def embed(self, request: EmbedRequest) -> PendingCall:
+        """Send inputs to be embedded; close what it gives.
+
+        Raises:
+            EngineUnavailable: No worker is running.
+        """
+        return self._running().calls.embed(request)
+
+    def _running(self) -> _Run:
         with self._changed:
             if self._run is None or self._state != "running":
                 raise self._unavailable()
-            return self._run.table
+            return self._run
 
     def _unavailable(self) -> EngineUnavailable:
         report = self.exit_report
@@ -501,7 +487,7 @@ class Supervisor:
 
     def _note_beat(self, run: _Run, now: float) -> None:
         beats = run.table.segment.beats
-        if beats != run.beats or run.table.active_count == 0:
+        if beats != run.beats or (run.table.active_count == 0 and run.calls.n_embeds == 0):
             run.beats, run.beat_at = beats, now
 
     def _stop_process(self, process: WorkerProcess) -> None:
@@ -522,11 +508,8 @@ class Supervisor:
             case SequenceClosed(sequence_id):
                 run.table.sequence_closed(sequence_id)
                 return
-            case Reply():
-                pending = self._calls.get(message.call_id)
-                if pending is not None:
-                    pending.reply = message
-                    pending.done.set()
+            case Reply() | Embedded():
+                run.calls.received(message)
                 return
         is_ready = False
         with self._changed:
@@ -566,10 +549,9 @@ class Supervisor:
             # First the scheduling, so that no place that the dead sequences give back is filled for this worker.
             self._tell()
         run.table.worker_ended(report)
+        run.calls.worker_ended()
         with self._changed:
             run.has_ended = True
-            for pending in self._calls.values():
-                pending.done.set()
             self._changed.notify_all()
 
     # -- inside -----------------------------------------------------------------------------------------------------

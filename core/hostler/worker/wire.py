@@ -121,18 +121,56 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
 
 
 class Call(msgspec.Struct, frozen=True, tag="call"):
-    """A rare question with one answer (Reply): `memory`, `tokenize`, `embed`."""
+    """A rare question with one answer (Reply): `memory`, `tokenize`, `count`."""
 
     call_id: int
     name: str
     argument: Any = None
 
 
+class Embed(msgspec.Struct, frozen=True, tag="embed"):
+    """Embed inputs; answered by Embedded as they are done, then by one Reply with EmbedReply's fields."""
+
+    call_id: int
+    inputs: tuple[str | tuple[int, ...], ...]
+    dimensions: int | None = None
+    """Refuse unless the model's vectors are so long."""
+
+
+class CancelCall(msgspec.Struct, frozen=True, tag="cancel_call"):
+    """Drop an Embed before its next piece, unanswered; unknown ids are ignored."""
+
+    call_id: int
+
+
+class EmbedReply(msgspec.Struct, frozen=True):
+    """The end of an Embed."""
+
+    n_tokens: int
+    """Of all its inputs."""
+
+
+class Counting(msgspec.Struct, frozen=True):
+    """The argument of the call `count`: messages that may become a prompt."""
+
+    messages: tuple[Message, ...]
+    template_kwargs: dict[str, Any] = {}
+
+
+class PromptSize(msgspec.Struct, frozen=True):
+    """The answer of the call `count`."""
+
+    n_tokens: int
+    """Of the whole prompt, as a Submit of the same messages would make it."""
+    n_ctx: int
+    """What a slot of this worker holds, prompt and answer together."""
+
+
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Cancel what runs, close the engine, answer Stopped, exit 0."""
 
 
-HostMessage = Load | Submit | Cancel | Call | Stop
+HostMessage = Load | Submit | Cancel | Call | Embed | CancelCall | Stop
 
 # -- worker to host -------------------------------------------------------------------------------------------------
 
@@ -172,6 +210,14 @@ class SequenceClosed(msgspec.Struct, frozen=True, tag="closed"):
     sequence_id: int
 
 
+class Embedded(msgspec.Struct, frozen=True, tag="embedded"):
+    """The next vectors of an Embed, in the order of its inputs. In messages this small they do not keep others waiting."""
+
+    call_id: int
+    vectors: tuple[bytes, ...]
+    """Little-endian float32, each of length 1."""
+
+
 class Reply(msgspec.Struct, frozen=True, tag="reply"):
     """The answer to a Call: `value`, or an error's code and message."""
 
@@ -186,7 +232,7 @@ class Stopped(msgspec.Struct, frozen=True, tag="stopped"):
     """The engine is closed; the process exits now."""
 
 
-WorkerMessage = Hello | Progress | Loaded | LoadFailed | SequenceClosed | Reply | Stopped
+WorkerMessage = Hello | Progress | Loaded | LoadFailed | SequenceClosed | Embedded | Reply | Stopped
 
 # -- framing --------------------------------------------------------------------------------------------------------
 

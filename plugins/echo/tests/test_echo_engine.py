@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from hostler import (
+    EngineFailed,
     EngineSettings,
     FinishReason,
     InvalidModelFile,
@@ -224,7 +225,25 @@ def test_a_model_that_cannot_embed_says_so(write_model: WriteModel) -> None:
     engine = load(write_model(embedding=False))
 
     with pytest.raises(UnsupportedParameter, match="cannot embed"):
-        engine.embed([[1]])
+        next(engine.embed([[1]]))
+
+
+def test_a_vector_counts_kinds_of_tokens_and_a_long_input_takes_several_pieces(write_model: WriteModel) -> None:
+    engine = load(write_model(), n_batch=4)
+
+    pieces = list(engine.embed([[1, 1, 65], list(range(10))]))
+
+    assert [len(vectors) for vectors in pieces] == [1, 0, 0, 1]
+    assert pieces[0][0][:3] == [0.0, 3.0, 0.0]
+    assert sum(pieces[3][0]) == 10
+
+
+@pytest.mark.parametrize(("directive", "text"), [("fail='no more ideas'", "no more ideas"), ("dance=1", "dance")])
+def test_an_input_can_ask_for_bad_manners_as_a_prompt_can(write_model: WriteModel, directive: str, text: str) -> None:
+    engine = load(write_model())
+
+    with pytest.raises(EngineFailed, match=text):
+        next(engine.embed([engine.tokenize(f"[[echo: {directive}]] x", add_special=True, parse_special=False)]))
 
 
 def test_the_probe_finds_the_processor() -> None:

@@ -32,11 +32,12 @@ each other's threads."""
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one tiny model of each kind: llama.gguf, gemma3.gguf (window 64), mamba.gguf."""
+    """A folder with one tiny model of each kind: llama.gguf, gemma3.gguf (window 64), mamba.gguf, bert.gguf (mean)."""
     folder = tmp_path_factory.mktemp("models")
     tiny_models.write_llama(folder / "llama.gguf")
     tiny_models.write_gemma3(folder / "gemma3.gguf", window=64)
     tiny_models.write_mamba(folder / "mamba.gguf")
+    tiny_models.write_bert(folder / "bert.gguf")
     return folder
 
 

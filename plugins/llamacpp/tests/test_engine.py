@@ -13,7 +13,6 @@ from hostler import (
     FinishReason,
     InvalidRequest,
     SamplingParams,
-    UnsupportedParameter,
 )
 
 from .running import GREEDY, Loaded, assert_same_answer, prompt
@@ -172,11 +171,6 @@ def test_one_sequences_broken_logits_do_not_end_the_others(llama: Loaded, monkey
 
     assert (one.reason, one.message) == (FinishReason.ERROR, "the model computed no valid probabilities")
     assert (other.reason, len(other.token_ids)) == (FinishReason.LENGTH, 16)
-
-
-def test_embeddings_are_refused(llama: Loaded) -> None:
-    with pytest.raises(UnsupportedParameter):
-        llama.engine.embed([[1, 2]])
 
 
 @pytest.mark.parametrize(

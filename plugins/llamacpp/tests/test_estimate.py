@@ -10,8 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from hostler import EngineSettings, InvalidModelFile
-from hostler_llamacpp.estimate import PROCESS_BYTES, context_length, estimate, n_layers, other_parts
+from hostler import EngineSettings, InvalidModelFile, read_gguf_header
+from hostler_llamacpp.estimate import (
+    PROCESS_BYTES,
+    context_length,
+    embedding_bytes,
+    estimate,
+    n_layers,
+    only_embeds,
+    other_parts,
+)
 
 from .running import Loaded
 
@@ -83,9 +91,42 @@ def test_header_facts_are_read_without_llamacpp(models: Path) -> None:
     assert n_layers(models / "gemma3.gguf") == 7
 
 
+def test_estimate_of_embeddings_covers_what_llamacpp_allocates(load: Callable[..., Loaded], models: Path) -> None:
+    for model in ("llama", "gemma3", "mamba", "bert"):
+        loaded = load(model, ctx_len=512, n_parallel=2, n_batch=64, cache_type="f16")
+        header = read_gguf_header(models / f"{model}.gguf")
+        settings = EngineSettings(ctx_len=512, n_parallel=2, n_batch=64, cache_type="f16")
+        before = loaded.engine.memory()
+        pieces = loaded.engine.embed([[5] * loaded.info.n_ctx])
+        next(pieces)
+
+        during = loaded.engine.memory()
+        pieces.close()
+
+        taken = during.kv_bytes - before.kv_bytes + during.compute_bytes - before.compute_bytes
+        assert 0 < taken <= embedding_bytes(header, settings), model
+        assert loaded.engine.memory() == before
+
+
+def test_estimate_leaves_embeddings_out_where_they_are_switched_off(models: Path) -> None:
+    def compute_bytes(**settings: bool) -> int:
+        return estimate(models / "llama.gguf", EngineSettings(ctx_len=512, **settings)).compute_bytes
+
+    header = read_gguf_header(models / "llama.gguf")
+    assert compute_bytes() - compute_bytes(embedding=False) == embedding_bytes(header, EngineSettings(ctx_len=512))
+
+
+def test_estimate_of_a_model_that_only_embeds_has_no_cache(models: Path) -> None:
+    guess = estimate(models / "bert.gguf", EngineSettings(ctx_len=512))
+
+    assert guess.kv_bytes == 0
+    assert only_embeds(read_gguf_header(models / "bert.gguf"))
+    assert not only_embeds(read_gguf_header(models / "llama.gguf"))
+
+
 @pytest.mark.weights
 def test_estimate_is_within_15_percent_of_a_real_workers_memory(smollm2_path: Path) -> None:
-    """And not below it: the ledger grants what it says. A process of its own, as a worker is."""
+    """And not below it, embeddings included: the ledger grants what it says. A process of its own, as a worker is."""
     settings = {"ctx_len": 4096, "n_parallel": 4}
     code = f"""
 import json, psutil
@@ -100,7 +141,10 @@ sequences = [
     for i in range(1, 5)
 ]
 Driver(engine, n_slots=info.n_slots).run(sequences)
-print(json.dumps(psutil.Process().memory_info().rss))
+resident = [psutil.Process().memory_info().rss]
+for _ in engine.embed([range(1000, 1512), *[range(2000, 2030)] * 10]):
+    resident.append(psutil.Process().memory_info().rss)
+print(json.dumps(max(resident)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     resident = json.loads(done.stdout)

@@ -26,7 +26,8 @@ def test_info_says_what_was_loaded(load: Callable[..., Loaded]) -> None:
     info = load("llama", ctx_len=300, n_parallel=2).info
 
     assert (info.n_ctx, info.n_slots, info.n_ctx_train, info.n_vocab) == (300, 2, 2048, len(tiny_models.TOKENS))
-    assert (info.device, info.can_embed, info.n_embd) == ("cpu", False, tiny_models.WIDTH)
+    assert (info.device, info.can_embed, info.n_embd) == ("cpu", True, tiny_models.WIDTH)
+    assert info.can_generate
     assert info.warnings == ()
     assert "llama.cpp" in info.version
 

@@ -28,14 +28,14 @@ def write_llama(path: Path, *, spread: float = 1.0, **changes: object) -> Path:
     return _write(path, {**_metadata("llama"), **changes}, tensors)
 
 
-def write_gemma3(path: Path, *, window: int) -> Path:
+def write_gemma3(path: Path, *, window: int, **changes: object) -> Path:
     """A gemma3: five of six layers see a sliding window."""
     extra = ("attn_q_norm", "attn_k_norm", "post_attention_norm", "post_ffw_norm")
     metadata = {**_metadata("gemma3"), "gemma3.attention.sliding_window": (_U32, window)}
-    return _write(path, metadata, {**_ends(1.0), **_attention_layers(extra)})
+    return _write(path, {**metadata, **changes}, {**_ends(1.0), **_attention_layers(extra)})
 
 
-def write_mamba(path: Path) -> Path:
+def write_mamba(path: Path, **changes: object) -> Path:
     """A mamba: recurrent, its state cannot go back."""
     inner, state, kernel, rank = 2 * WIDTH, 8, 4, 4
     metadata = {
@@ -60,6 +60,91 @@ def write_mamba(path: Path) -> Path:
             f"{name}.ssm_a": -np.exp(random.normal(0, 0.5, (inner, state))),
             f"{name}.ssm_d": np.ones(inner),
             f"{name}.ssm_out.weight": _matrix(random, WIDTH, inner),
+        }
+    return _write(path, {**metadata, **changes}, tensors)
+
+
+BERT_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({f"\u2581{word.strip()}" for word in WORDS})]
+BERT_CTX = 128
+BERT_LAYERS = 2
+
+
+def write_bert(path: Path, *, pooling: int | None = 1) -> Path:
+    """A bert: only embeds, every token sees every other.
+
+    Args:
+        pooling: enum llama_pooling_type: 1 mean, 2 CLS, 4 rank; None: not in the file.
+    """
+    metadata: dict[str, object] = {
+        "general.architecture": (_STRING, "bert"),
+        "general.name": (_STRING, "tiny bert"),
+        "bert.context_length": (_U32, BERT_CTX),
+        "bert.embedding_length": (_U32, WIDTH),
+        "bert.block_count": (_U32, BERT_LAYERS),
+        "bert.feed_forward_length": (_U32, INNER),
+        "bert.attention.head_count": (_U32, N_HEADS),
+        "bert.attention.layer_norm_epsilon": (_F32, 1e-12),
+        "bert.attention.causal": (_BOOL, False),
+        "tokenizer.ggml.model": (_STRING, "bert"),
+        "tokenizer.ggml.token_type_count": (_U32, 2),
+        "tokenizer.ggml.tokens": (_ARRAY, (_STRING, BERT_TOKENS)),
+        "tokenizer.ggml.token_type": (_ARRAY, (_I32, [_CONTROL] * 5 + [_NORMAL] * (len(BERT_TOKENS) - 5))),
+        "tokenizer.ggml.padding_token_id": (_U32, 0),
+        "tokenizer.ggml.unknown_token_id": (_U32, 1),
+        "tokenizer.ggml.cls_token_id": (_U32, 2),
+        "tokenizer.ggml.bos_token_id": (_U32, 2),
+        "tokenizer.ggml.seperator_token_id": (_U32, 3),
+        "tokenizer.ggml.eos_token_id": (_U32, 3),
+        "tokenizer.ggml.mask_token_id": (_U32, 4),
+    }
+    if pooling is not None:
+        metadata["bert.pooling_type"] = (_U32, pooling)
+    return _write(path, metadata, bert_tensors())
+
+
+def bert_tensors() -> dict[str, np.ndarray]:
+    """The weights of `write_bert`, by name."""
+    random = np.random.default_rng(11)
+    tensors = {
+        "token_embd.weight": random.normal(0, 1, (len(BERT_TOKENS), WIDTH)),
+        "token_types.weight": random.normal(0, 0.3, (2, WIDTH)),
+        "position_embd.weight": random.normal(0, 0.3, (BERT_CTX, WIDTH)),
+        "token_embd_norm.weight": 1 + random.normal(0, 0.1, WIDTH),
+        "token_embd_norm.bias": random.normal(0, 0.1, WIDTH),
+    }
+    for layer in range(BERT_LAYERS):
+        name = f"blk.{layer}"
+        for part, n_out, n_in in (
+            ("attn_q", WIDTH, WIDTH), ("attn_k", WIDTH, WIDTH), ("attn_v", WIDTH, WIDTH), ("attn_output", WIDTH, WIDTH),
+            ("ffn_up", INNER, WIDTH), ("ffn_down", WIDTH, INNER),
+        ):  # fmt: skip
+            tensors[f"{name}.{part}.weight"] = _matrix(random, n_out, n_in) * 2
+            tensors[f"{name}.{part}.bias"] = random.normal(0, 0.1, n_out)
+        for norm in ("attn_output_norm", "layer_output_norm"):
+            tensors[f"{name}.{norm}.weight"] = 1 + random.normal(0, 0.1, WIDTH)
+            tensors[f"{name}.{norm}.bias"] = random.normal(0, 0.1, WIDTH)
+    return tensors
+
+
+def write_t5encoder(path: Path) -> Path:
+    """A t5 without its decoder: only embeds, with an encoder by llama.cpp's own word."""
+    metadata = {**_metadata("t5encoder"), "t5encoder.attention.relative_buckets_count": (_U32, 8)}
+    metadata["t5encoder.attention.head_count_kv"] = (_U32, N_HEADS)
+    random = np.random.default_rng(13)
+    tensors = {"token_embd.weight": _ends(1.0)["token_embd.weight"], "enc.output_norm.weight": np.ones(WIDTH)}
+    for layer in range(N_LAYERS):
+        name = f"enc.blk.{layer}"
+        tensors |= {
+            f"{name}.attn_norm.weight": np.ones(WIDTH),
+            f"{name}.attn_rel_b.weight": random.normal(0, 1, (8, N_HEADS)),
+            f"{name}.attn_q.weight": _matrix(random, N_HEADS * HEAD, WIDTH),
+            f"{name}.attn_k.weight": _matrix(random, N_HEADS * HEAD, WIDTH),
+            f"{name}.attn_v.weight": _matrix(random, N_HEADS * HEAD, WIDTH),
+            f"{name}.attn_o.weight": _matrix(random, WIDTH, N_HEADS * HEAD),
+            f"{name}.ffn_norm.weight": np.ones(WIDTH),
+            f"{name}.ffn_gate.weight": _matrix(random, INNER, WIDTH),
+            f"{name}.ffn_down.weight": _matrix(random, WIDTH, INNER),
+            f"{name}.ffn_up.weight": _matrix(random, INNER, WIDTH),
         }
     return _write(path, metadata, tensors)
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hostler import (
     DeviceProbe,
-    EmbedResult,
+    EngineFailed,
     EngineInfo,
     EngineProbe,
     EngineSettings,
@@ -23,6 +23,7 @@ from hostler import (
     Progress,
     SequenceSink,
     UnsupportedParameter,
+    Vectors,
 )
 from hostler_echo import __version__
 from hostler_echo.manners import (
@@ -141,17 +142,32 @@ class EchoEngine:
                 del self._active[sequence_id]
         return has_worked
 
-    def embed(self, inputs: Sequence[Sequence[int]]) -> EmbedResult:
-        """Count the tokens of each kind."""
+    def embed(self, inputs: Sequence[Sequence[int]]) -> Iterator[Vectors]:
+        """Count the tokens of each kind, a chunk of `n_batch` tokens a piece."""
         if not self._model.embedding:
             raise UnsupportedParameter("this echo model says that it cannot embed ('embedding': false in its file)")
-        vectors = []
         for tokens in inputs:
+            manners = self._manners_of_input(tokens)
             vector = [0.0] * N_EMBD
-            for token in tokens:
-                vector[token % N_EMBD] += 1.0
-            vectors.append(tuple(vector))
-        return EmbedResult(tuple(vectors), sum(len(tokens) for tokens in inputs))
+            for start in range(0, len(tokens), self._n_batch):
+                if start:
+                    yield []
+                time.sleep(manners.delay_s)
+                for token in tokens[start : start + self._n_batch]:
+                    vector[token % N_EMBD] += 1.0
+            yield [vector]
+
+    def _manners_of_input(self, tokens: Sequence[int]) -> Manners:
+        try:
+            wanted, _ = read_directive(decode(tokens))
+            wanted.pop("script", None)
+            manners = merge(self._manners, wanted, "the input")
+        except (ModelLoadFailed, ValueError) as error:
+            raise EngineFailed(str(error)) from error
+        if manners.fail:
+            raise EngineFailed(manners.fail)
+        misbehave_in_step(manners)
+        return manners
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:  # noqa: ARG002 - no BOS here
         """Cut text into tokens."""

@@ -143,6 +143,14 @@ class Batch:
         self.struct.n_tokens = self.n_tokens
         return int(llama.llama_decode(context, self.struct))
 
+    def encode(self, context: int) -> int:
+        """Evaluate it in a model that only embeds; llama_encode's return code. Releases the GIL.
+
+        SAFETY: on a model with a decoder llama_encode ends the process.
+        """
+        self.struct.n_tokens = self.n_tokens
+        return int(llama.llama_encode(context, self.struct))
+
 
 class LogitRows:
     """The logits of the last decode as a 2-D array, one row per output in batch order.

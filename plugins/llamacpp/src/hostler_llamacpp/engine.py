@@ -1,7 +1,7 @@
 """The engine: continuous batching over llama.cpp, one `llama_decode` a step.
 
 Worker process. All methods run in the engine thread, save `tokenize` and `detokenize`, which may run beside it. It knows
-sequences and steps; sampling, streams, pacing and loading have modules of their own.
+sequences and steps; sampling, streams, pacing, embedding and loading have modules of their own.
 
 A step takes one token of every sequence that decodes and a chunk of the prompts that wait, evaluates them together, and
 samples for each row that came out. A sequence gets its KV stream when its first chunk is due, not before: by then an
@@ -11,14 +11,13 @@ earlier request with the same beginning may have evaluated it.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import llama_cpp as llama
 import numpy as np
 
 from hostler import (
     ContextLengthExceeded,
-    EmbedResult,
     EngineFailed,
     EngineInfo,
     EngineSettings,
@@ -30,11 +29,13 @@ from hostler import (
     Progress,
     SequenceSink,
     UnsupportedParameter,
+    Vectors,
 )
 from hostler_llamacpp import loading, probe
 from hostler_llamacpp.binding import Batch, LogitRows, log
+from hostler_llamacpp.embedding import Embedder
 from hostler_llamacpp.loading import Loaded
-from hostler_llamacpp.pacing import Pace
+from hostler_llamacpp.pacing import ALONE_STEP_S, Pace
 from hostler_llamacpp.sampling import Sampler, Workspace
 from hostler_llamacpp.streams import Packing, Stream, Streams, common_prefix
 from hostler_llamacpp.vocabulary import Vocabulary
@@ -87,7 +88,10 @@ class LlamaCppEngine:
         loaded = loading.load(files, settings, progress)
         try:
             info = self._start(loaded, settings)
-            self._warm_up(files.primary)
+            if info.can_generate:
+                self._warm_up(files.primary)
+            else:
+                self._warm_up_embedding(files.primary)
             loading.report(progress, 1.0)
         except BaseException:
             loaded.free()
@@ -96,38 +100,25 @@ class LlamaCppEngine:
         return info
 
     def _start(self, loaded: Loaded, settings: EngineSettings) -> EngineInfo:
-        model, context = loaded.model, loaded.context
-        self._context = context
+        model = loaded.model
         self._n_ctx = loaded.n_ctx
         self._n_slots = loaded.n_slots
-        self._n_chunk = max(1, min(settings.n_batch, loaded.n_batch - loaded.n_slots))
-        self._caching = settings.caching_enabled
         self._vocabulary = Vocabulary(model)
-        self._workspace = Workspace(self._vocabulary.n_tokens)
-        self._batch = Batch(loaded.n_batch)
-        self._rows = LogitRows(context, self._vocabulary.n_tokens, loaded.n_slots)
-        self._pace = Pace(self._n_chunk, loaded.n_slots)
-        can_roll_back = not (llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
-        self._streams = Streams(
-            context,
-            loaded.n_slots,
-            loading.padded(loaded.n_ctx),
-            n_swa=int(llama.llama_model_n_swa(model)),
-            can_roll_back=can_roll_back,
-        )
-        kv_bytes = log.buffer_bytes.get("KV", 0)
+        kv_bytes = log.buffer_bytes.get("KV", 0) if loaded.context else 0
         n_cells = loading.padded(loaded.n_ctx) * loaded.n_slots
-        self._packing = Packing(
-            weights_bytes=int(llama.llama_model_size(model)),
-            token_bytes=max(1, kv_bytes // n_cells),
-            scratch_bytes=max(MIN_SCRATCH_BYTES, kv_bytes // 8),
-        )
+        token_bytes = kv_bytes // n_cells
+        self._n_chunk = max(1, min(settings.n_batch, loaded.n_batch - loaded.n_slots))
+        self._pace = Pace(self._n_chunk, loaded.n_slots)
+        self._embedder = Embedder(loaded, settings, self._vocabulary.n_tokens, token_bytes)
+        if loaded.context:
+            self._start_writing(loaded, settings, token_bytes, kv_bytes)
         self._memory_use = MemoryUse(
             weights_bytes=log.buffer_bytes.get("model", 0) or int(llama.llama_model_size(model)),
-            kv_bytes=kv_bytes + log.buffer_bytes.get("RS", 0),
-            compute_bytes=log.buffer_bytes.get("compute", 0) + log.buffer_bytes.get("output", 0),
+            kv_bytes=kv_bytes + log.buffer_bytes.get("RS", 0) if loaded.context else 0,
+            compute_bytes=log.buffer_bytes.get("compute", 0) + log.buffer_bytes.get("output", 0) if loaded.context else 0,
         )
         template: bytes | None = llama.llama_model_chat_template(model, None)
+        self._can_embed = settings.embedding and self._embedder.can_embed
         return EngineInfo(
             n_ctx=loaded.n_ctx,
             n_slots=loaded.n_slots,
@@ -139,10 +130,33 @@ class LlamaCppEngine:
             bos_text=self._vocabulary.bos_text,
             eos_text=self._vocabulary.eos_text,
             adds_bos=self._vocabulary.adds_bos,
-            can_embed=False,
-            n_embd=int(llama.llama_model_n_embd(model)),
+            can_generate=bool(loaded.context),
+            can_embed=self._can_embed,
+            n_embd=self._embedder.n_embd if self._can_embed else 0,
             version=probe.version(),
             warnings=loaded.warnings,
+        )
+
+    def _start_writing(self, loaded: Loaded, settings: EngineSettings, token_bytes: int, kv_bytes: int) -> None:
+        """What a model needs that writes text."""
+        model, context = loaded.model, loaded.context
+        self._context = context
+        self._caching = settings.caching_enabled
+        self._workspace = Workspace(self._vocabulary.n_tokens)
+        self._batch = Batch(loaded.n_batch)
+        self._rows = LogitRows(context, self._vocabulary.n_tokens, loaded.n_slots)
+        can_roll_back = not (llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
+        self._streams = Streams(
+            context,
+            loaded.n_slots,
+            loading.padded(loaded.n_ctx),
+            n_swa=int(llama.llama_model_n_swa(model)),
+            can_roll_back=can_roll_back,
+        )
+        self._packing = Packing(
+            weights_bytes=int(llama.llama_model_size(model)),
+            token_bytes=max(1, token_bytes),
+            scratch_bytes=max(MIN_SCRATCH_BYTES, kv_bytes // 8),
         )
 
     def _warm_up(self, path: str) -> None:
@@ -170,24 +184,43 @@ class LlamaCppEngine:
                 )
         self._streams.release(stream, keeps=False)
 
+    def _warm_up_embedding(self, path: str) -> None:
+        """The same for a model that only embeds."""
+        n_tokens = min(_WARM_UP_TOKENS, self._n_ctx)
+        tokens = np.arange(n_tokens, dtype=np.int32) % self._vocabulary.n_tokens
+        (vector,) = [vector for piece in self._embedder.pieces([tokens], lambda: ALONE_STEP_S) for vector in piece]
+        if not np.isfinite(vector).all():
+            raise InvalidModelFile(
+                f"{path}: the model computes no valid vectors; its weights are corrupt. Delete it and pull it again", path=path
+            )
+
     def close(self) -> None:
         """See Engine."""
         for run in self._runs.values():
             run.sampler.close()
         self._runs.clear()
         if self._loaded is not None:
-            del self._rows, self._batch, self._streams
+            self._embedder.free()
+            if self._loaded.context:
+                del self._rows, self._batch, self._streams
             self._loaded.free()
             self._loaded = None
 
     def memory(self) -> MemoryUse:
         """See Engine. Weights as mapped, repacked copies included."""
-        return self._memory_use
+        use, more = self._memory_use, self._embedder.buffer_bytes
+        return MemoryUse(
+            use.weights_bytes,
+            use.kv_bytes + more.get("KV", 0) + more.get("RS", 0),
+            use.compute_bytes + more.get("compute", 0) + more.get("output", 0),
+        )
 
     # -- sequences ----------------------------------------------------------------------------------------------------
 
     def add(self, sequence: SequenceSink) -> None:
         """See Engine."""
+        if self._loaded is None or not self._loaded.context:
+            raise EngineFailed("this model only embeds; this is a bug of the caller")
         if len(self._runs) >= self._n_slots:
             raise EngineFailed(f"all {self._n_slots} slots are taken; this is a bug of the caller")
         prompt = self._vocabulary.validate(sequence.tokens)
@@ -244,7 +277,7 @@ class LlamaCppEngine:
         much shorter than what is left of the oldest overtakes it on half of the tokens: a short question need not wait
         for a long document, and the document goes on.
         """
-        n_left = self._pace.chunk_tokens(n_decoding)
+        n_left = self._pace.chunk_tokens(n_decoding, 0.5 if self._embedder.n_open else 1.0)
         oldest = waiting[0]
         shortest = min(waiting, key=Run.n_missing)
         overtakes = shortest.n_missing() * OVERTAKING_RATIO <= oldest.n_missing()
@@ -359,9 +392,24 @@ class LlamaCppEngine:
         """See Engine."""
         return self._vocabulary.detokenize(token_ids)
 
-    def embed(self, inputs: Sequence[Sequence[int]]) -> EmbedResult:  # noqa: ARG002 - the contract's name
+    def embed(self, inputs: Sequence[Sequence[int]]) -> Iterator[Vectors]:
         """See Engine."""
-        raise UnsupportedParameter("the llamacpp engine cannot embed in this release; it only generates text")
+        if not self._can_embed:
+            raise UnsupportedParameter("this model gives no embeddings: its setting embedding is false, or it is a reranker")
+        checked = [self._vocabulary.validate(tokens) for tokens in inputs]
+        for tokens in checked:
+            if not len(tokens):
+                raise InvalidRequest("an input has no tokens; at least one is needed")
+            if len(tokens) > self._n_ctx:
+                raise ContextLengthExceeded(f"an input has {len(tokens)} tokens; at most {self._n_ctx} fit")
+        return self._embedder.pieces(checked, self._embedding_s)
+
+    def _embedding_s(self) -> float:
+        """Seconds for the next piece: what a prompt would get, half of it beside a prompt."""
+        running = [run for run in self._runs.values() if not run.sink.is_paused]
+        n_decoding = sum(run.n_done == run.n_prompt for run in running)
+        seconds = self._pace.prompt_s(n_decoding)
+        return seconds / 2 if n_decoding < len(running) else seconds
 
 
 def _stream_number(member: tuple[Run, int]) -> int:

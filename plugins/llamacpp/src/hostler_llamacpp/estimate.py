@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
+
 from hostler import EngineSettings, GgufHeader, MemoryEstimate, read_gguf_header
 
 MIB = 1024 * 1024
@@ -20,6 +22,23 @@ VOCABULARY_FACTOR = 12
 """Bytes in memory for each byte of tokenizer in the header: hash maps of tokens and merges, and our pieces."""
 CONTEXT_PAD = 256
 MAX_UBATCH = 512
+STANDARD_TOKENS = 512
+"""Inputs to embed up to this length are in the estimate; the memory for longer ones is looked for when they come."""
+MAX_ROWS = 128
+"""Tokens that a model which sees backwards only embeds at once. PERF: 32 and 512 take the same time a token (SmolLM2, Q4_1:
+2.3 and 2.2 ms), so more would only take memory: llama.cpp keeps a row of logits for each, which nobody reads."""
+MIN_ROWS = 32
+LOGIT_BYTES = 64 * MIB
+"""What these rows may take: with a vocabulary of 262,144 tokens 32 of them."""
+SCORE_BYTES = 128 * MIB
+"""What attention scores may take: with 32 heads 128 rows up to 8,192 tokens, fewer beyond."""
+MAX_WHOLE_ROWS = 512
+"""Tokens of several short inputs at once in a model that only embeds."""
+_ENCODERS = frozenset({
+    "bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "llama-embed", "modern-bert", "neo-bert",
+    "nomic-bert", "nomic-bert-moe", "t5encoder",
+})  # fmt: skip
+"""Architectures that only embed, whatever the header says besides."""
 _BLOCK_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 """cache_type -> bytes of one value."""
 _REPACKED = frozenset({"Q4_0", "Q4_K", "IQ4_NL"})
@@ -46,10 +65,13 @@ def estimate(path: Path, settings: EngineSettings) -> MemoryEstimate:
     weights = sum(part.file_bytes for part in headers)
     repacked = sum(use.n_bytes for part in headers for use in part.tensor_types if use.type in _REPACKED)
     vocabulary = VOCABULARY_FACTOR * header.header_bytes
+    if only_embeds(header):
+        kv, compute = 0, embedding_bytes(header, settings)
+    else:
+        kv = _kv_bytes(header, settings)
+        compute = _compute_bytes(header, settings) + (embedding_bytes(header, settings) if settings.embedding else 0)
     return MemoryEstimate(
-        weights_bytes=weights + repacked,
-        kv_bytes=_kv_bytes(header, settings),
-        compute_bytes=_compute_bytes(header, settings) + vocabulary + PROCESS_BYTES,
+        weights_bytes=weights + repacked, kv_bytes=kv, compute_bytes=compute + vocabulary + PROCESS_BYTES
     )
 
 
@@ -71,6 +93,41 @@ def other_parts(path: Path) -> list[Path]:
     stem, count = match["stem"], int(match["count"])
     parts = (path.with_name(f"{stem}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1))
     return [part for part in parts if part != path and part.exists()]
+
+
+def only_embeds(header: GgufHeader) -> bool:
+    """Whether the model cannot write text; what llama.cpp finds in loading.only_embeds."""
+    is_causal = header.metadata.get(header.architecture_key("attention.causal"))
+    return is_causal is False or header.architecture in _ENCODERS
+
+
+def embedding_bytes(header: GgufHeader, settings: EngineSettings) -> int:
+    """What giving vectors takes, for inputs of up to STANDARD_TOKENS: the context that embedding.py makes for a while."""
+    n_cells = min(STANDARD_TOKENS, _n_ctx(header, settings))
+    width, n_heads, n_vocab = header.n_embd or 0, header.n_head or 1, header.n_vocab or 1
+    if only_embeds(header):
+        kv, n_rows, n_logits = 0, max(n_cells, whole_rows(n_vocab)), 1
+        n_cells = n_rows
+    else:
+        one = msgspec.structs.replace(settings, ctx_len=n_cells, n_parallel=1, cache_type="f16")
+        kv, n_rows, n_logits = _kv_bytes(header, one), chunk_rows(n_vocab, n_heads * n_cells), 2
+    inner = max(header.per_layer(header.architecture_key("feed_forward_length")), default=0)
+    activations = 4 * n_rows * (4 * width + 3 * inner + n_heads * (header.key_length or 0) + 2 * n_heads * n_cells)
+    return kv + activations + 4 * n_rows * (n_logits * n_vocab + width)
+
+
+def chunk_rows(n_vocab: int, n_scores: int) -> int:
+    """Tokens that a model which sees backwards only embeds at once.
+
+    Args:
+        n_scores: Attention scores of one token: heads times cells.
+    """
+    return max(MIN_ROWS, min(MAX_ROWS, LOGIT_BYTES // (8 * n_vocab), SCORE_BYTES // (4 * n_scores)))
+
+
+def whole_rows(n_vocab: int) -> int:
+    """Tokens of short inputs together in a model that only embeds."""
+    return max(MIN_ROWS, min(MAX_WHOLE_ROWS, LOGIT_BYTES // (4 * n_vocab)))
 
 
 def _n_ctx(header: GgufHeader, settings: EngineSettings) -> int:

@@ -58,12 +58,15 @@ class Loaded:
 
     model: int
     context: int
+    """0: the model only embeds, in contexts that embedding.py makes."""
     n_ctx: int
     """Tokens one sequence may hold, as asked; llama.cpp's own streams are rounded up."""
     n_slots: int
     n_batch: int
     n_threads: int
     device: str
+    cache_type: int
+    """ggml_type."""
     warnings: tuple[str, ...]
 
     def free(self) -> None:
@@ -98,11 +101,18 @@ def load(files: ModelFiles, settings: EngineSettings, progress: Progress) -> Loa
     try:
         _refuse_unsuitable(model, path)
         n_ctx = _context_length(model, settings, warnings)
-        context, n_batch, n_threads = _make_context(model, settings, n_ctx, cache_type)
+        n_threads = settings.cpu_threads if settings.cpu_threads > 0 else usable_cores()
+        context, n_batch = _make_context(model, settings, n_ctx, cache_type, n_threads)
         try:
+            if context and only_embeds(model, context):
+                llama.llama_free(context)
+                context, n_batch = 0, 0
+            if not context:
+                n_ctx = _check_embedding_only(model, settings, path, n_ctx)
             _report(progress, 0.95)
         except ModelLoadFailed:
-            llama.llama_free(context)
+            if context:
+                llama.llama_free(context)
             raise
     except BaseException:
         llama.llama_model_free(model)
@@ -116,6 +126,7 @@ def load(files: ModelFiles, settings: EngineSettings, progress: Progress) -> Loa
         n_batch=n_batch,
         n_threads=n_threads,
         device=_device_name(settings, chosen) if uses_gpu else "cpu",
+        cache_type=cache_type,
         warnings=tuple(warnings),
     )
 
@@ -211,14 +222,46 @@ def _refusal(path: Path, what: str) -> InvalidModelFile | ModelLoadFailed:
 
 
 def _refuse_unsuitable(model: int, path: Path) -> None:
-    if llama.llama_model_has_encoder(model):
-        raise ModelLoadFailed(f"{path.name} has an encoder; only decoder models can answer here")
-    if not llama.llama_model_has_decoder(model):
-        raise ModelLoadFailed(f"{path.name} has no decoder, so that it cannot generate text")
+    if llama.llama_model_has_encoder(model) and llama.llama_model_has_decoder(model):
+        raise ModelLoadFailed(f"{path.name} has an encoder and a decoder; only models with one of them run here")
     if llama.llama_model_is_diffusion(model):
         raise ModelLoadFailed(f"{path.name} is a diffusion model; only models that write token by token can answer here")
     if llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)) < 1:
         raise InvalidModelFile(f"{path.name} has no vocabulary, so that it can read no text", path=str(path))
+
+
+def only_embeds(model: int, context: int) -> bool:
+    """Whether a model cannot write text, by its own declaration: it keeps no cache, or every token sees every other."""
+    return not llama.llama_get_memory(context) or metadata(model, "attention.causal") == "false"
+
+
+def metadata(model: int, key: str) -> str:
+    """A value of the file's header under the architecture's prefix, as text; empty when it is not there."""
+    architecture = _metadata(model, "general.architecture")
+    return _metadata(model, f"{architecture}.{key}")
+
+
+def _metadata(model: int, key: str) -> str:
+    buffer = ctypes.create_string_buffer(128)
+    n_bytes = llama.llama_model_meta_val_str(model, key.encode(), buffer, len(buffer))
+    return buffer.value.decode("utf-8", "replace") if n_bytes > 0 else ""
+
+
+def pooling_of(model: int) -> int:
+    """How the model's file wants the vectors of its tokens made one (enum llama_pooling_type); mean where it says nothing."""
+    value = metadata(model, "pooling_type")
+    known = int(value) if value.isdecimal() else llama.LLAMA_POOLING_TYPE_NONE
+    return known if known != llama.LLAMA_POOLING_TYPE_NONE else int(llama.LLAMA_POOLING_TYPE_MEAN)
+
+
+def _check_embedding_only(model: int, settings: EngineSettings, path: Path, n_ctx: int) -> int:
+    """Refuse what could do nothing at all here; else the longest input."""
+    if pooling_of(model) == llama.LLAMA_POOLING_TYPE_RANK:
+        raise ModelLoadFailed(f"{path.name} is a reranker: it neither writes text nor gives embeddings")
+    if not settings.embedding:
+        raise ModelLoadFailed(f"{path.name} only gives embeddings, and the setting embedding is false; set it to true")
+    # Learnt positions end there, whatever rope_freq_base says.
+    return min(n_ctx, int(llama.llama_model_n_ctx_train(model)) or n_ctx)
 
 
 def _context_length(model: int, settings: EngineSettings, warnings: list[str]) -> int:
@@ -233,21 +276,10 @@ def _context_length(model: int, settings: EngineSettings, warnings: list[str]) -
     return settings.ctx_len
 
 
-def _make_context(model: int, settings: EngineSettings, n_ctx: int, cache_type: int) -> tuple[int, int, int]:
-    n_slots = settings.n_parallel
-    n_threads = settings.cpu_threads if settings.cpu_threads > 0 else usable_cores()
+def context_params(settings: EngineSettings, cache_type: int, n_threads: int) -> Any:
+    """What all contexts of one run have in common."""
     params = llama.llama_context_default_params()
-    params.n_ctx = padded(n_ctx) * n_slots
-    params.n_seq_max = n_slots
-    # Room for a token of every decoding sequence beside a full chunk.
-    params.n_batch = settings.n_batch + n_slots
-    params.n_ubatch = n_ubatch(settings)
-    # One row of logits a sequence: the compute buffer shrinks by n_ubatch rows of the vocabulary (98 MB to 22 here).
-    params.n_outputs_max = n_slots
     params.n_threads = params.n_threads_batch = n_threads
-    # Measured: one stream a sequence, since in a unified cache each pays for the others' cells (README.md).
-    params.kv_unified = False
-    params.swa_full = bool(settings.extra.get("swa_full", False))
     params.type_k = params.type_v = cache_type
     # Auto is on wherever the device can; a quantized V demands it.
     params.flash_attn_type = 0 if not settings.flash_attn else 1 if settings.cache_type in QUANTIZED_CACHES else -1
@@ -255,6 +287,27 @@ def _make_context(model: int, settings: EngineSettings, n_ctx: int, cache_type: 
     params.no_perf = True
     params.rope_freq_base = _number(settings.extra, "rope_freq_base")
     params.rope_freq_scale = _number(settings.extra, "rope_freq_scale")
+    return params
+
+
+def _make_context(
+    model: int, settings: EngineSettings, n_ctx: int, cache_type: int, n_threads: int
+) -> tuple[int, int]:
+    """The context that writes text, 0 for a model without a decoder; and how many tokens a batch of it takes."""
+    if not llama.llama_model_has_decoder(model):
+        return 0, 0
+    n_slots = settings.n_parallel
+    params = context_params(settings, cache_type, n_threads)
+    params.n_ctx = padded(n_ctx) * n_slots
+    params.n_seq_max = n_slots
+    # Room for a token of every decoding sequence beside a full chunk.
+    params.n_batch = settings.n_batch + n_slots
+    params.n_ubatch = n_ubatch(settings)
+    # One row of logits a sequence: the compute buffer shrinks by n_ubatch rows of the vocabulary (98 MB to 22 here).
+    params.n_outputs_max = n_slots
+    # Measured: one stream a sequence, since in a unified cache each pays for the others' cells (README.md).
+    params.kv_unified = False
+    params.swa_full = bool(settings.extra.get("swa_full", False))
     context = llama.llama_init_from_model(model, params)
     if not context:
         reason = log.reason() or "it gave no reason"
@@ -267,7 +320,7 @@ def _make_context(model: int, settings: EngineSettings, n_ctx: int, cache_type: 
         n_real = int(llama.llama_n_ctx_seq(context))
         llama.llama_free(context)
         raise ModelLoadFailed(f"llama.cpp gave each slot {n_real} tokens where {n_ctx} were asked for")
-    return int(context), int(llama.llama_n_batch(context)), n_threads
+    return int(context), int(llama.llama_n_batch(context))
 
 
 def padded(n_ctx: int) -> int:

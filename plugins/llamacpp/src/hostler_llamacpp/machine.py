@@ -150,3 +150,19 @@ def _cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
     except (ValueError, ZeroDivisionError):  # `max`: no limit
         return None
     return limit if limit > 0 else None
+
+
+def available_bytes(root: Path = Path("/")) -> int | None:
+    """Main memory that could be had now, by the machine's or the control group's account; None: the system does not say."""
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None
+    group = root / "sys/fs/cgroup"
+    for limit, usage in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        try:
+            available = min(available, int((group / limit).read_text()) - int((group / usage).read_text()))
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+    return max(0, available)

@@ -28,14 +28,20 @@ class Pace:
         self._decode_s = [0.0] * (n_slots + 1)
         """Seconds of a step that decodes so many sequences; 0: unknown."""
 
-    def chunk_tokens(self, n_decoding: int) -> int:
-        """Prompt tokens that the next step may evaluate beside so many decoding sequences."""
+    def prompt_s(self, n_decoding: int) -> float:
+        """Seconds that may be spent beside so many decoding sequences, between one of their tokens and the next."""
+        return PREFILL_SHARE * self._decode_time(n_decoding) if n_decoding else ALONE_STEP_S
+
+    def chunk_tokens(self, n_decoding: int, share: float = 1.0) -> int:
+        """Prompt tokens that the next step may evaluate beside so many decoding sequences.
+
+        Args:
+            share: Of the time; less than 1 where embeddings want theirs.
+        """
         if not self._prefill_s:
             return min(self._n_batch, MIN_ALONE_TOKENS if not n_decoding else 4 * MIN_CHUNK_TOKENS)
-        if n_decoding:
-            n_tokens, floor = PREFILL_SHARE * self._decode_time(n_decoding) / self._prefill_s, MIN_CHUNK_TOKENS
-        else:
-            n_tokens, floor = ALONE_STEP_S / self._prefill_s, MIN_ALONE_TOKENS
+        n_tokens = share * self.prompt_s(n_decoding) / self._prefill_s
+        floor = MIN_CHUNK_TOKENS if n_decoding else MIN_ALONE_TOKENS
         return min(self._n_batch, max(floor, int(n_tokens)))
 
     def learn(self, n_decoding: int, n_prefilled: int, elapsed_s: float) -> None:
