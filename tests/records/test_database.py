@@ -17,7 +17,8 @@ from hostler.records.database import Database
 from hostler.records.location import locate
 from hostler.records.objects import PageRequest
 from hostler.records.store import Records
-from support.records import says, send, words_of
+from support.postgresql import send
+from support.records import says, words_of
 
 DEADLINE_S = 30
 NOBODY = 65534

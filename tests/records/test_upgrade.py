@@ -20,7 +20,8 @@ from hostler.records.objects import PageRequest
 from hostler.records.revisions import HEAD, REVISIONS, VERSION_TABLE
 from hostler.records.store import Records
 from hostler.records.upgrade import MIGRATIONS, bring_up_to_date, migrate, stored_revision
-from support.records import make_empty, says, words_of
+from support.postgresql import make_empty
+from support.records import says, words_of
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -1,4 +1,4 @@
-"""Short ways to write and to read messages, and to empty a PostgreSQL, for tests of records and of what stands on them."""
+"""Short ways to write and to read messages, for tests of records and of what stands on them."""
 
 from __future__ import annotations
 
@@ -22,17 +22,3 @@ def run_of(thread_id: str, id: str = "run_1", **fields: Any) -> Run:
     """A run that waits for its turn."""
     known: dict[str, Any] = {"assistant_id": "jan", "status": "queued", "model": "smollm2", "instructions": ""}
     return Run(id, fields.pop("created_at", 1), 1, thread_id, **{**known, **fields})
-
-
-def send(url: str, *statements: str) -> None:
-    """Have a PostgreSQL do something."""
-    import psycopg
-
-    with psycopg.connect(url, autocommit=True) as connection:
-        for statement in statements:
-            connection.execute(statement)  # type: ignore[call-overload]
-
-
-def make_empty(url: str) -> None:
-    """Take all tables out of a PostgreSQL."""
-    send(url, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
