@@ -90,7 +90,7 @@ def test_a_thread_comes_with_its_messages_ids_times_and_order(cli: Client) -> No
     assert (kept["created_at"], kept["created"], kept["updated"]) == (T0, T0, T0 + 9)
     assert (kept["title"], kept["metadata"], kept["messages"]) == ("A talk", {"k": "v"}, ["m1", "m2"])
     one, two = cli.simulate_get("/v1/threads/jan_1/messages", params={"order": "asc"}).json["data"]
-    assert (one["created_at"], one["metadata"], one["file_ids"], one["completed_at"]) == (T0, {"a": "b"}, ["file-x"], None)
+    assert (one["created_at"], one["metadata"], one["file_ids"], one["completed_at"]) == (T0 + 1, {"a": "b"}, ["file-x"], None)
     for name in ("role", "content", "assistant_id", "run_id", "chat_completion_id", "status", "incomplete_at"):
         assert two[name] == second[name]
     assert two["incomplete_details"] == {"reason": "run_cancelled"}
@@ -277,6 +277,11 @@ def test_one_bad_message_keeps_its_thread_out_and_nobody_else(cli: Client, bad: 
     [
         {"object": "vector_store", "id": "x"},
         {},
+        {"object": ["thread"]},
+        {"object": {"thread": 1}},
+        {"object": "thread", "id": ["x"]},
+        message("m", thread_id=["jan_1"]),
+        message("m", role=["user"]),
         thread("runs"),
         thread(".."),
         thread("a\nb"),

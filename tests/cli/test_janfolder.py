@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from hostler.api.schema.records import read_units
 from hostler.cli.janfolder import JanFolder, is_jan_folder
 from support.jan import (
     MESSAGES,
@@ -357,6 +362,46 @@ def test_a_model_that_jan_was_told_the_path_of_is_found_there(reading, tmp_path,
     (found,) = reading.folder.models()
 
     assert found.paths == (weights,)
+
+
+# -- anything at all --------------------------------------------------------------------------------------------------------
+
+NAMES = """
+    id object title assistants assistant_id model models model_id settings parameters created created_at updated metadata role
+    content type text value annotations image_url url status tools tool enabled events in file_ids attachments version files
+    sources name engine
+"""
+names = st.sampled_from(NAMES.split())
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["user", "ready", "image"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=5),
+    max_leaves=12,
+)
+objects = st.dictionaries(names, anything, max_size=8)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(objects, st.lists(objects | anything, max_size=3), objects, objects)
+def test_whatever_stands_in_the_files_nothing_is_fatal_and_all_that_comes_can_be_imported(thread, lines, assistant, model):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        write_thread(path, {"id": "plain"})
+        write_json(path / "threads" / "plain" / "thread.json", thread)
+        (path / "threads" / "plain" / "messages.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        write_json(path / "assistants" / "a" / "assistant.json", assistant)
+        write_json(path / "models" / "m" / "model.json", model)
+        reading = Reading(path)
+
+        found = [*reading.assistants(), *reading.threads()]
+        models = list(reading.folder.models())
+
+    assert [unit.error for unit in read_units(found, 1)] == [None] * len(list(read_units(found, 1)))
+    assert len(models) <= 1
 
 
 # -- recognising it ---------------------------------------------------------------------------------------------------------

@@ -284,7 +284,7 @@ def test_an_id_that_is_in_a_file_twice_is_found_before_anything_is_written(home,
 
 def test_objects_of_another_kind_are_left_out_and_counted(home, tmp_path):
     poet = {"object": "assistant", "id": "poet", "name": "Poet"}
-    file = write_lines(tmp_path / "f.jsonl", poet, line_thread(), line_message("m1"), {"object": "run", "id": "r"})
+    file = write_lines(tmp_path / "f.jsonl", poet, line_thread(), line_message("m1"), {"object": ["run"], "id": "r"})
     assert "neither thread, thread.message nor assistant" in home("threads", "import", file, code=1).stderr
 
     file = write_lines(tmp_path / "f.jsonl", poet, line_thread(), line_message("m1"))

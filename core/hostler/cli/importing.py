@@ -153,7 +153,7 @@ def import_file(
         seen: dict[tuple[Any, Any], str] = {}
         for item in read_lines(stream, name, failures.add):
             kind, record_id = item.value.get("object"), item.value.get("id")
-            if kind not in PLURALS:
+            if not isinstance(kind, str) or kind not in PLURALS:
                 failures.add(item.place, "`object` says neither thread, thread.message nor assistant")
             elif kind not in kinds:
                 left_out[PLURALS[kind]] += 1
@@ -176,7 +176,11 @@ def import_file(
         done = check
         if not is_dry:
             done = Import(client, failures.add, on_conflict=on_conflict, part_bytes=part_bytes)
-            done.send(items(stream))
+            try:
+                done.send(items(stream))
+            except click.ClickException as error:
+                message = f"{error.message}; what was imported before stays, --on-conflict skip goes on from there"
+                raise click.ClickException(message) from error
     tell(done.counts, left_out, is_dry=is_dry, is_json=is_json)
     failures.raise_any("the rest was imported")
 

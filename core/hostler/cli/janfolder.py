@@ -173,7 +173,7 @@ class JanFolder:
     def _message(self, thread: dict[str, Any], line: Item) -> Item | None:
         raw = line.value
         role = raw.get("role")
-        if role not in {"user", "assistant"}:
+        if role not in ("user", "assistant"):
             self.report(line.place, f"a message of the role {role!r} has no place in a thread: only user and assistant do")
             return None
         content = list(self._content(raw.get("content")))

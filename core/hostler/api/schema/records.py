@@ -160,7 +160,7 @@ def problem_of(raw: dict[str, Any]) -> HostlerError | None:
 
 def _belongs(first: dict[str, Any], raw: dict[str, Any]) -> bool:
     """Whether a message continues the group of an object before it; one that names no thread means the one before."""
-    if raw.get("object") != "thread.message" or first.get("object") not in {"thread", "thread.message"}:
+    if raw.get("object") != "thread.message" or first.get("object") not in ("thread", "thread.message"):
         return False
     named = raw.get("thread_id")
     return named is None or named == first.get("id" if first["object"] == "thread" else "thread_id")
