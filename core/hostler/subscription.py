@@ -158,15 +158,20 @@ def check_url(url: Any) -> str:
         raise InvalidRequest(f"url has {len(url)} characters; allowed: at most {MAX_URL}", param="url")
     try:
         parts = urlsplit(url)
-        is_good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        is_good = parts.scheme in {"http", "https"} and _is_host(parts.hostname or "") and parts.port != 0
     except ValueError:
         is_good = False
-    if not is_good or any(character.isspace() or not character.isprintable() for character in url):
+    if not is_good or not url.isascii() or any(character.isspace() or not character.isprintable() for character in url):
         raise InvalidRequest(f"url is {url!r}; allowed: an http or https URL with a host", param="url")
     if "@" in parts.netloc:
         # It would stand in every answer that shows the webhook.
         raise InvalidRequest("url holds a user name or password; sign deliveries with secret instead", param="url")
     return str(parts._replace(fragment="").geturl())
+
+
+def _is_host(name: str) -> bool:
+    """A name or an address; an international name in its ASCII form, xn--..."""
+    return bool(name) and all(character.isalnum() or character in "-._:%" for character in name)
 
 
 def check_secret(secret: Any) -> str:

@@ -99,7 +99,8 @@ def test_what_the_file_says_of_itself_cannot_be_changed() -> None:
         ({"metadata": "x"}, "metadata"),
         ({"prompt_template": "no marker"}, "prompt_template"),
         ({"llama_model_path": "../../x.gguf"}, "llama_model_path"),
-        ({"settings": {"mmproj": "/etc/passwd"}}, "mmproj"),
+        ({"settings": {"mmproj": "/etc/passwd"}}, "settings.mmproj"),
+        ({"parameters": {"grammar_file": "a/../../b"}}, "parameters.grammar_file"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_path(body: dict[str, Any], param: str) -> None:
@@ -150,6 +151,17 @@ def test_null_takes_a_field_back_to_its_default(parrot: Client, real: Runtime) -
 
     assert (answer["config"]["settings"]["n_parallel"], answer["config"]["parameters"]["top_k"]) == (4, 0)
     assert (answer["name"], answer["description"]) == ("parrot", "")
+    assert real.model("parrot").manifest.settings == {}
+
+
+def test_a_file_setting_names_one_of_the_model_s_files_or_none(parrot: Client, real: Runtime) -> None:
+    wrong = parrot.simulate_patch("/v1/models/parrot", json={"llama_model_path": "other.gguf"})
+    patch(parrot, {"llama_model_path": "parrot.echo", "mmproj": "", "grammar_file": ""})
+    named = real.model("parrot").manifest.settings
+    patch(parrot, {"llama_model_path": ""})
+
+    assert (wrong.status_code, wrong.json["error"]["param"]) == (400, "settings.llama_model_path")
+    assert named == {"llama_model_path": "parrot.echo"}
     assert real.model("parrot").manifest.settings == {}
 
 

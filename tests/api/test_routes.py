@@ -71,9 +71,9 @@ def test_unknown_paths_are_404_in_the_error_form(client: Any, path: str) -> None
     [
         ("DELETE", "/v1/models", {"GET", "HEAD", "POST", "OPTIONS"}),
         ("GET", "/v1/chat/completions", {"POST", "OPTIONS"}),
-        ("POST", "/v1/models/phi", {"GET", "HEAD", "DELETE", "PATCH"}),
-        ("GET", "/v1/models/phi/start", {"PUT", "POST"}),
-        ("DELETE", "/v1/models/org/name/stop", {"PUT", "POST"}),
+        ("POST", "/v1/models/phi", {"GET", "HEAD", "DELETE", "PATCH", "OPTIONS"}),
+        ("GET", "/v1/models/phi/start", {"PUT", "POST", "OPTIONS"}),
+        ("DELETE", "/v1/models/org/name/stop", {"PUT", "POST", "OPTIONS"}),
         ("GET", "/v1/models/pull", {"POST", "DELETE", "OPTIONS"}),
         ("POST", "/v1/models/status/phi", {"GET", "HEAD", "OPTIONS"}),
     ],
@@ -85,6 +85,22 @@ def test_a_known_path_with_another_method_is_405_and_says_what_is_allowed(
 
     assert answer.status_code == 405
     assert answer.json["error"]["code"] == "method_not_allowed"
+    assert {name.strip() for name in answer.headers["allow"].split(",")} == allowed
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/models", {"GET", "POST", "HEAD"}),
+        ("/v1/models/phi", {"GET", "HEAD", "DELETE", "PATCH", "OPTIONS"}),
+        ("/v1/models/org/name/start", {"PUT", "POST", "OPTIONS"}),
+        ("/v1/models/status/phi", {"GET", "HEAD", "OPTIONS"}),
+    ],
+)
+def test_options_says_what_a_path_takes(client: Any, path: str, allowed: set[str]) -> None:
+    answer = client.simulate_options(path)
+
+    assert (answer.status_code, answer.content) == (200, b"")
     assert {name.strip() for name in answer.headers["allow"].split(",")} == allowed
 
 

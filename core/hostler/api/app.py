@@ -129,7 +129,7 @@ def make_resources(routes: Iterable[Route]) -> list[tuple[str, Resource]]:
         responder = partial(_dispatch, actions)
         has_actions = actions.keys() != {""}
         methods = METHODS if has_actions else tuple(actions[""])
-        made.append((f"{base}{{model_id:path}}", Resource(dict.fromkeys(methods, responder))))
+        made.append((f"{base}{{model_id:path}}", Resource(dict.fromkeys((*methods, "OPTIONS"), responder))))
     return made
 
 
@@ -140,9 +140,12 @@ def _dispatch(actions: dict[str, dict[str, Responder]], req: falcon.Request, res
         model_id, action = split_action(model_id)
     table = actions[action]
     responder = table.get(req.method)
-    if responder is None:
-        raise falcon.HTTPMethodNotAllowed(sorted(table))
-    responder(req, resp, model_id)
+    if responder is not None:
+        responder(req, resp, model_id)
+    elif req.method == "OPTIONS":
+        resp.set_header("allow", ", ".join(sorted({*table, "OPTIONS"})))
+    else:
+        raise falcon.HTTPMethodNotAllowed(sorted({*table, "OPTIONS"}))
 
 
 def _not_implemented(route: Route, req: falcon.Request, resp: falcon.Response, *args: Any, **params: Any) -> None:

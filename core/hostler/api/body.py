@@ -112,7 +112,9 @@ def query_choice(req: falcon.Request, name: str, choices: tuple[str, ...]) -> st
     Raises:
         InvalidRequest: Another word.
     """
-    value = req.get_param(name) or choices[0]
+    value = req.get_param(name)
+    if value is None:
+        return choices[0]
     if value not in choices:
         raise InvalidRequest(f"{name} is {value!r}; allowed: {', '.join(choices)}", param=name)
     return value

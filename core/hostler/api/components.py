@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
+from hostler.api.schema.marks import RULES
 from hostler.api.schema.tables import (
     Schema,
     answer_properties,
@@ -63,7 +64,7 @@ class Components:
         """Name -> schema."""
         for name, schema in components.items():
             self.schemas[names[name]] = self._object(schema, classes.get(name))
-        self._of_type: dict[Any, Schema] = {kind: self._prepared(schema) for kind, schema in zip(self._types, schemas, strict=True)}
+        self._of_type: dict[Any, Schema] = dict(zip(self._types, map(self._prepared, schemas), strict=True))
         for mark, (_, fields) in TABLES.items():
             properties = body_properties(fields) if is_body else answer_properties(fields)
             self.schemas[self._tables[mark]] = {"type": "object", "properties": properties}
@@ -95,13 +96,15 @@ class Components:
             prepared = self._prepared(field)
             if docs.get(name) and "description" not in prepared:
                 prepared["description"] = docs[name]
-            if prepared.pop("x-required", False):
+            if any(one.pop("x-required", False) for one in (prepared, *prepared.get("anyOf", ()))):
                 required.append(name)
                 prepared = _without_null(prepared)
             properties[name] = prepared
         schema["required"] = [name for name in properties if name in required]
         if not schema["required"]:
             del schema["required"]
+        if self._is_body and RULES.get(cls):
+            schema["allOf"] = RULES[cls]
         return schema
 
     def _prepared(self, schema: Any) -> Any:

@@ -101,7 +101,7 @@ class Content(NamedTuple):
 
 
 def _content(data: bytes, content_type: str) -> Content:
-    return Content(data, content_type, f'"{hashlib.sha256(data).hexdigest()[:32]}"')
+    return Content(data, content_type, hashlib.sha256(data).hexdigest()[:32])
 
 
 class Docs:
@@ -157,13 +157,13 @@ class Docs:
 
 
 def _send(req: falcon.Request, resp: falcon.Response, content: Content, max_age_s: int) -> None:
-    resp.content_type = content.content_type
     resp.etag = content.etag
     resp.set_header("cache-control", f"max-age={max_age_s}" if max_age_s else "no-cache")
     resp.set_header("x-content-type-options", "nosniff")
-    if content.etag in (str(tag) for tag in req.if_none_match or ()):
+    if content.etag in (req.if_none_match or ()):
         resp.status = falcon.HTTP_304
         return
+    resp.content_type = content.content_type
     resp.data = content.data
 
 

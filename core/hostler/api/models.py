@@ -108,8 +108,8 @@ class Models:
     def download_known(self, req: falcon.Request, resp: falcon.Response, model_id: str) -> None:
         """downloadModel, by GET: ids that are registered or in the catalogue, nothing else."""
         request = PullRequest(self._runtime.model(model_id).manifest.id)
+        is_unverified = query_bool(req, "ignoreSSL", default=False)
         if self._settings.allow_insecure_downloads:
-            is_unverified = query_bool(req, "ignoreSSL", default=False)
             request = msgspec.structs.replace(request, proxy=req.get_param("proxy") or None, verify_tls=not is_unverified)
         with self._runtime.hold("download"):
             resp.media = shapes.download(self._runtime.pull_model(request))

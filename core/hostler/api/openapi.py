@@ -38,6 +38,7 @@ DESCRIPTION = (
     "Language models on this machine: Jan's API and OpenAI's on one port. Numbers and booleans in a body may be sent as text, "
     "null means absent, fields that are not listed are ignored."
 )
+LATER = "Documented upstream, not in this release: answers 501."
 HEADERS: dict[str, Schema] = {
     "RequestId": {"description": "Names the request in the server's log.", "schema": {"type": "string"}},
     "RetryAfter": {"description": "Seconds after which to try again.", "schema": {"type": "string", "pattern": "^[0-9]+$"}},
@@ -209,12 +210,14 @@ class _Writer:
         parameters += [self._parameter(query) for query in operation.query]
         if parameters:
             made["parameters"] = parameters
+        if route.responder is None:
+            made["description"] = LATER
         body = self._one_of(self._bodies, operation.body)
         if body is not None:
-            made["requestBody"] = {
-                "required": self._is_needed(body),
-                "content": {operation.body_media: {"schema": body}},
-            }
+            content: dict[str, Any] = {"schema": body}
+            if operation.example is not None:
+                content["example"] = operation.example
+            made["requestBody"] = {"required": self._is_needed(body), "content": {operation.body_media: content}}
         made["responses"] = self._responses(route, operation)
         return made
 
@@ -289,12 +292,16 @@ class _Writer:
 
     def _is_needed(self, body: Schema) -> bool:
         """Whether an empty body, which is `{}`, will not do."""
-        names = [one.get("$ref", "").rpartition("/")[2] for one in body.get("anyOf", [body])]
-        return all(self._bodies.schemas.get(name, {}).get("required") for name in names)
+        schemas = [self._bodies.schemas[one["$ref"].rpartition("/")[2]] for one in body.get("anyOf", [body])]
+        rules = [rule["anyOf"] for schema in schemas for rule in schema.get("allOf", ())]
+        is_ruled = any(all("required" in one for one in alternatives) for alternatives in rules)
+        return is_ruled or all("required" in schema for schema in schemas)
 
 
 def _statuses(route: Route, operation: Operation) -> set[int]:
     found = {*ALWAYS, *operation.statuses}
+    if route.path.startswith(f"{BASE}/"):
+        found.add(503)  # the data folder cannot be read or written
     if "{" in route.path:
         found.add(404)
     if route.responder is None:

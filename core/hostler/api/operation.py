@@ -44,6 +44,8 @@ class Operation(NamedTuple):
     """Other statuses of success, with the same answer."""
     fields: tuple[Field, ...] = ()
     """Rows of library/fields.py that the body takes beside its struct's fields."""
+    example: Any = None
+    """A body to begin with."""
     event: Any = None
     """The struct of one event of a `text/event-stream`, or a tuple of several."""
     spellings: tuple[tuple[str, str], ...] = ()

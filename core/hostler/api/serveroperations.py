@@ -41,6 +41,7 @@ CREATE_CHAT_COMPLETION = Operation(
     INFERENCE,
     STREAMED,
     fields=PARAMETERS,
+    example={"model": "smollm2", "messages": [{"role": "user", "content": "Hello!"}]},
     event=(ChatCompletionChunk, ErrorResponse),
 )
 CREATE_COMPLETION = Operation(
@@ -53,6 +54,7 @@ CREATE_COMPLETION = Operation(
     INFERENCE,
     STREAMED,
     fields=PARAMETERS,
+    example={"model": "smollm2", "prompt": "Once upon a time", "max_tokens": 32},
     event=(CompletionChunk, ErrorResponse),
 )
 CREATE_EMBEDDING = Operation(

@@ -300,7 +300,8 @@ def _config(view: ModelView) -> ModelConfig:
 
 def _current(view: ModelView, config: ModelConfig) -> dict[str, Any]:
     """The settings of the run, or those of the next one where nothing runs."""
-    return {**config.settings, **(view.run or {}), "ctx_len": view.ctx_len, "n_parallel": view.n_parallel}
+    settings = config.settings if view.run is None else _writable(view.run)
+    return {**settings, "ctx_len": view.ctx_len, "n_parallel": view.n_parallel}
 
 
 def _writable(settings: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ MESSAGES = "Messages"
 THREADS = "Threads"
 RUNS = "Runs"
 FILES = "Files"
+RECORDS = "Records"
 REQUESTS = "Requests"
 WEBHOOKS = "Webhooks"
 EVENTS = "Events"
@@ -33,6 +34,7 @@ TAG_GROUPS: dict[str, dict[str, str]] = {
         THREADS: "Conversations that are kept.",
         RUNS: "An assistant's answer in a thread.",
         FILES: "Uploads, for messages to name.",
+        RECORDS: "All of them at once, for the command line.",
     },
     "Server": {
         REQUESTS: "What is being generated now.",

@@ -37,6 +37,10 @@ class Field:
     """Other spellings, the strongest first: of several that are sent the first here wins, `name` itself comes last."""
     extra_values: tuple[int, ...] = ()
     """Numbers allowed below the minimum."""
+    pattern: str = ""
+    """What a string must match, for whoever describes requests; it is checked where its meaning is known."""
+    is_name: bool = False
+    """It names a file or a device; an empty text names none and means unset."""
     is_switch: bool = False
     """A number that some know as a boolean: true is 1, false is 0."""
 
@@ -120,6 +124,9 @@ class Field:
         return f"{kind}{limits}" + (f", or {' or '.join(words)}" if words else "")
 
 
+INSIDE = r"^(?![/\\])(?!.:)(?!(.*[/\\])?\.\.([/\\]|$))(?![./\\]+$)[^\x00-\x1f\x7f]*$"
+"""A path that stays in the folder it begins in, or nothing; see manifest.check_member_path."""
+
 SETTINGS: tuple[Field, ...] = (
     Field(
         "ctx_len",
@@ -135,9 +142,9 @@ SETTINGS: tuple[Field, ...] = (
     Field("embedding", bool, True, "Whether /embeddings answers."),
     Field("n_parallel", int, 4, "Concurrent slots.", 1, 256),
     Field("cpu_threads", int, 0, "Threads; unset: the physical cores.", 1, 4096),
-    Field("device", str, AUTO, "auto, cpu, cuda, ...; anything but auto is a demand."),
+    Field("device", str, AUTO, "auto, cpu, cuda, ...; anything but auto is a demand.", is_name=True),
     Field("cont_batching", bool, True, "Always on; false is accepted with a warning."),
-    Field("prompt_template", str, None, "Template with {system_message} (optional) and {prompt}; unset: the file's."),
+    Field("prompt_template", str, None, "Template with {system_message} (optional) and {prompt}; unset: the file's.", pattern=r"\{prompt\}"),
     Field("pre_prompt", str, "", "System text of a chat that has none; only without a template."),
     Field("system_prompt", str, "SYSTEM: ", "Text before a system message; only without a template."),
     Field("user_prompt", str, "USER: ", "Text before a user's message; only without a template."),
@@ -148,8 +155,10 @@ SETTINGS: tuple[Field, ...] = (
         None,
         "Weight file inside the model's folder; unset: its first file.",
         aliases=("model_path",),
+        pattern=INSIDE,
+        is_name=True,
     ),
-    Field("mmproj", str, None, "Projector file inside the model's folder."),
+    Field("mmproj", str, None, "Projector file inside the model's folder.", pattern=INSIDE, is_name=True),
     Field("vision_model", bool, False, "The model takes images."),
     Field("text_model", bool, True, "The model takes text."),
     Field("cache_type", str, "f16", "Type of the KV cache.", choices=("f16", "q8_0", "q4_0")),
@@ -160,7 +169,7 @@ SETTINGS: tuple[Field, ...] = (
     Field("mlock", bool, False, "Keep weights from being swapped out."),
     Field("grp_attn_n", int, 1, "Self-extend: group size.", 1),
     Field("grp_attn_w", int, 512, "Self-extend: window.", 1),
-    Field("grammar_file", str, None, "GBNF grammar inside the model's folder."),
+    Field("grammar_file", str, None, "GBNF grammar inside the model's folder.", pattern=INSIDE, is_name=True),
     Field("extra", dict, None, "Settings that only one engine knows, passed to it as they are."),
 )
 
@@ -220,7 +229,7 @@ def changes_of(fields: tuple[Field, ...], values: Mapping[str, Any]) -> dict[str
     return {
         field.name: None
         for field in fields
-        if any(name in values and values[name] is None for name in (*field.aliases, field.name))
+        if any(name in values and _is_unset(field, values[name]) for name in (*field.aliases, field.name))
     }
 
 
@@ -254,10 +263,14 @@ def _validated(fields: tuple[Field, ...], values: Mapping[str, Any], prefix: str
     found: dict[str, Any] = {}
     for field in fields:
         for spelling in (*field.aliases, field.name):
-            if values.get(spelling) is not None:
+            if not _is_unset(field, values.get(spelling)):
                 parsed = field.parse(values[spelling], _path(prefix, spelling))
                 found.setdefault(field.name, parsed)
     return found
+
+
+def _is_unset(field: Field, value: Any) -> bool:
+    return value is None or (field.is_name and value == "")
 
 
 def _with_defaults(fields: tuple[Field, ...], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -315,7 +315,7 @@ class Library:
         A catalogue entry can be changed before it is downloaded: it gets its folder then.
 
         Args:
-            needs_files: Refuse a model that is not downloaded.
+            needs_files: Refuse a model that is not downloaded, and settings that name none of its files.
 
         Raises:
             ModelNotFound, InvalidRequest
@@ -333,6 +333,8 @@ class Library:
                     changes[key] = value
             if settings is not None:
                 changes["settings"] = _merged(manifest.settings, settings, validate_settings(settings))
+                if needs_files:
+                    self._check_named(manifest, settings)
             if parameters is not None:
                 changes["parameters"] = _merged(manifest.parameters, parameters, validate_parameters(parameters))
             if metadata is not None:
@@ -513,6 +515,12 @@ class Library:
         changed = msgspec.structs.replace(manifest, references=(*manifest.references, *sorted(new)))
         self._save(changed)
         return changed
+
+    def _check_named(self, manifest: Manifest, settings: Mapping[str, Any]) -> None:
+        paths = describe.weight_paths(self._shelf.folder(manifest.id), manifest.files)
+        for name in ("llama_model_path", "mmproj"):
+            if settings.get(name) is not None:
+                _named(paths, settings[name], manifest.id, name)
 
     def _tell_updated(self, manifest: Manifest) -> None:
         lifecycle = self.find(manifest.id).lifecycle

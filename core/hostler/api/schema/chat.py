@@ -11,7 +11,9 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from hostler.api.schema.convert import convert, required, shown
-from hostler.api.schema.sampling import read_logit_bias, read_parameters
+from hostler.api.schema.marks import REQUIRED, exactly, rule
+from hostler.api.schema.sampling import BIAS_LIMIT, read_logit_bias, read_parameters
+from hostler.api.schema.tables import number_text
 from hostler.domain import Message
 from hostler.errors import InvalidRequest, MissingParameter, UnsupportedParameter
 
@@ -23,6 +25,22 @@ MAX_N = 8
 MAX_TOP_LOGPROBS = 20
 
 Choices = Annotated[int, Meta(ge=1, le=MAX_N)]
+LogitBias = Annotated[
+    dict[str, Any],
+    exactly(
+        {
+            "type": "object",
+            "description": "Token id -> what is added to its logit.",
+            "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+            "additionalProperties": {
+                "anyOf": [
+                    {"type": "number", "minimum": -BIAS_LIMIT, "maximum": BIAS_LIMIT},
+                    number_text(-BIAS_LIMIT, BIAS_LIMIT, is_whole=False),
+                ]
+            },
+        }
+    ),
+]
 
 
 class StreamOptions(Struct):
@@ -31,19 +49,31 @@ class StreamOptions(Struct):
     include_usage: bool | None = None
 
 
+@rule(
+    {"properties": {"type": {"const": "text"}, "text": {"type": "string"}}, "required": ["text"]},
+    {"properties": {"type": {"const": "refusal"}, "refusal": {"type": "string"}}, "required": ["refusal"]},
+)
 class ContentPart(Struct):
     """One part of a message."""
 
-    type: str | None = None
+    type: Annotated[str | None, REQUIRED, exactly({"enum": ["text", "refusal"]})] = None
     text: str | None = None
     refusal: str | None = None
 
 
+@rule(
+    {"properties": {"content": {"type": ["string", "array"]}}, "required": ["content"]},
+    {
+        "properties": {"role": {"const": "assistant"}, "tool_calls": {"type": "array", "minItems": 1}},
+        "required": ["tool_calls"],
+    },
+    {"properties": {"role": {"const": "assistant"}, "refusal": {"type": "string"}}, "required": ["refusal"]},
+)
 class WireMessage(Struct):
-    """One turn, as sent."""
+    """One turn, as sent. Only an assistant's may have no content: one that called tools, or refused."""
 
-    role: str | None = None
-    content: str | list[ContentPart] | None = None
+    role: Annotated[str | None, REQUIRED, exactly({"enum": list(ROLES)})] = None
+    content: str | Annotated[list[ContentPart], Meta(extra_json_schema={"minItems": 1})] | None = None
     name: str | None = None
     refusal: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
@@ -53,26 +83,42 @@ class WireMessage(Struct):
 class ResponseFormat(Struct):
     """The form of the answer."""
 
-    type: str | None = None
+    type: Annotated[str | None, REQUIRED, exactly({"enum": ["text"]})] = None
 
 
+NO_TOOLS = exactly({"type": ["array", "null"], "description": "Empty, unless the choice is none: nothing is called yet."})
+NO_CHOICE = exactly({"enum": ["none", "auto", None]})
+
+
+@rule(
+    {"properties": {"tools": {"maxItems": 0}}},
+    {"properties": {"tool_choice": {"const": "none"}}, "required": ["tool_choice"]},
+)
+@rule(
+    {"properties": {"functions": {"maxItems": 0}}},
+    {"properties": {"function_call": {"const": "none"}}, "required": ["function_call"]},
+)
+@rule(
+    {"properties": {"top_logprobs": {"enum": [0, "0", None]}}},
+    {"properties": {"logprobs": {"enum": [True, 1, "1", "true"]}}, "required": ["logprobs"]},
+)
 class ChatBody(Struct):
     """Everything but the sampling fields. All optional here; what must be there is asked for below, by path."""
 
-    model: str | None = None
-    messages: list[WireMessage] | None = None
+    model: Annotated[str | None, REQUIRED] = None
+    messages: Annotated[Annotated[list[WireMessage], Meta(extra_json_schema={"minItems": 1})] | None, REQUIRED] = None
     stream_options: StreamOptions | None = None
     n: Choices | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    logit_bias: dict[str, Any] | None = None
-    tools: list[Any] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    functions: list[Any] | None = None
-    function_call: str | dict[str, Any] | None = None
+    logit_bias: LogitBias | None = None
+    tools: Annotated[list[Any] | None, NO_TOOLS] = None
+    tool_choice: Annotated[str | dict[str, Any] | None, NO_CHOICE] = None
+    functions: Annotated[list[Any] | None, NO_TOOLS] = None
+    function_call: Annotated[str | dict[str, Any] | None, NO_CHOICE] = None
     response_format: ResponseFormat | None = None
-    modalities: list[str] | None = None
-    web_search_options: dict[str, Any] | None = None
+    modalities: Annotated[list[str] | None, exactly({"enum": [[], ["text"], None]})] = None
+    web_search_options: Annotated[dict[str, Any] | None, exactly({"type": "null"})] = None
     cache_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 

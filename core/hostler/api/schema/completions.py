@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from hostler.api.schema.chat import Choices, StreamOptions
+from hostler.api.schema.chat import Choices, LogitBias, StreamOptions
 from hostler.api.schema.convert import convert, required
+from hostler.api.schema.marks import REQUIRED, exactly, rule
 from hostler.api.schema.sampling import read_logit_bias, read_parameters
 from hostler.errors import InvalidRequest, UnsupportedParameter
 from hostler.library.sampling import LARGEST
@@ -22,18 +23,38 @@ TokenId = Annotated[int, Meta(ge=0, le=LARGEST)]
 Prompt = str | tuple[int, ...]
 
 
+_IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0, "maximum": LARGEST}}
+_TEXT_OR_IDS = {
+    "anyOf": [
+        {"type": "string"},
+        _IDS,
+        {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS, "items": {"anyOf": [{"type": "string"}, _IDS]}},
+    ]
+}
+
+
+@rule({"properties": {"best_of": {"type": "null"}}}, {"properties": {"n": {"enum": [1, "1", None]}}})
+@rule(
+    {"properties": {"echo": {"enum": [False, 0, "0", "false", None]}}},
+    {
+        "properties": {
+            "logprobs": {"type": "null"},
+            "prompt": {"type": ["string", "array"], "items": {"type": "string"}},
+        }
+    },
+)
 class CompletionBody(Struct):
     """Everything but the sampling fields."""
 
-    model: str | None = None
-    prompt: str | list[str | TokenId | list[TokenId]] | None = None
-    suffix: str | None = None
+    model: Annotated[str | None, REQUIRED] = None
+    prompt: Annotated[str | list[str | TokenId | list[TokenId]] | None, REQUIRED, exactly(_TEXT_OR_IDS)] = None
+    suffix: Annotated[str | None, exactly({"enum": ["", None]})] = None
     echo: bool | None = None
-    best_of: int | None = None
+    best_of: Annotated[int | None, exactly({"enum": [1, "1", None], "description": "Only what `n` is."})] = None
     stream_options: StreamOptions | None = None
     n: Choices | None = None
     logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
-    logit_bias: dict[str, Any] | None = None
+    logit_bias: LogitBias | None = None
     cache_prompt: bool | None = None
 
 

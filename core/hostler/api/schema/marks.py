@@ -6,9 +6,12 @@ name the path of what is missing.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from msgspec import Meta
+
+T = TypeVar("T", bound=type)
 
 REQUIRED = Meta(extra_json_schema={"x-required": True})
 """`required()` asks for the field later; null is no value for it."""
@@ -18,6 +21,20 @@ PARAMETERS_GROUP = Meta(extra_json_schema={"x-table": "parameters"})
 """An object with the parameters of library/fields.py."""
 BOTH_GROUPS = Meta(extra_json_schema={"x-table": "both"})
 """An object with either."""
+
+
+RULES: dict[type, list[dict[str, Any]]] = {}
+"""Struct -> what must hold of its fields together."""
+
+
+def rule(*alternatives: dict[str, Any]) -> Callable[[T], T]:
+    """Decorate a struct of a body: one of these schemas must hold beside those of its fields."""
+
+    def note(kind: T) -> T:
+        RULES.setdefault(kind, []).insert(0, {"anyOf": list(alternatives)})
+        return kind
+
+    return note
 
 
 def exactly(schema: dict[str, Any]) -> Meta:

@@ -8,16 +8,14 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from hostler.api.schema.convert import convert, required
-from hostler.api.schema.marks import BOTH_GROUPS, PARAMETERS_GROUP, REQUIRED, SETTINGS_GROUP, exactly
+from hostler.api.schema.marks import BOTH_GROUPS, PARAMETERS_GROUP, REQUIRED, SETTINGS_GROUP, exactly, rule
+from hostler.api.schema.settings import read_settings
 from hostler.errors import InvalidRequest, MissingParameter, UnsupportedParameter
 from hostler.library.describe import DESCRIBED
-from hostler.library.fields import PARAMETERS, SETTINGS, changes_of, validate_parameters, validate_settings
-from hostler.library.manifest import check_member_path
+from hostler.library.fields import PARAMETERS, SETTINGS, changes_of, validate_parameters
 from hostler.library.names import repair_url
 from hostler.views import ModelChanges, PullRequest
 
-FILE_SETTINGS = ("llama_model_path", "mmproj", "grammar_file")
-"""Settings that name a file, which must lie inside the model's folder."""
 KEPT_METADATA = DESCRIBED | {"engine"}
 """What hostler knows of a model's files better than a client; sent back as it was read, it is ignored."""
 MAX_NAME_LENGTH = 256
@@ -82,6 +80,10 @@ class ModelBody(Struct):
     model: Annotated[str | None, REQUIRED] = None
 
 
+_NAMED = {"type": "string", "minLength": 1}
+
+
+@rule({"properties": {"taskId": _NAMED}, "required": ["taskId"]}, {"properties": {"model": _NAMED}, "required": ["model"]})
 class TaskBody(Struct):
     """`DELETE /models/pull`: either of the two."""
 
@@ -132,7 +134,7 @@ def read_download(
         name=body.name,
         description=body.description,
         format=body.format,
-        settings=_merged(validate_settings, body, "engine_parameters", "settings"),
+        settings=_merged(read_settings, body, "engine_parameters", "settings"),
         parameters=_merged(validate_parameters, body, "model_parameters", "parameters"),
         metadata=body.metadata,
         is_from_cli=is_from_cli,
@@ -169,9 +171,8 @@ def read_start(raw: dict[str, Any]) -> tuple[str | None, dict[str, Any], bool | 
         InvalidRequest: With the path of the field.
     """
     body = convert(raw, StartNamedBody)
-    settings = validate_settings(body.settings or {}, "settings")
-    settings.update(validate_settings(raw, ""))
-    _check_files(settings)
+    settings = read_settings(body.settings or {}, "settings")
+    settings.update(read_settings(raw, ""))
     return body.model, settings, body.wait
 
 
@@ -188,9 +189,8 @@ def read_update(raw: dict[str, Any]) -> ModelChanges:
     for path in ("engine_parameters", "model_parameters", "settings", "parameters", ""):
         values = getattr(body, path) if path else raw
         if values is not None:
-            settings |= {**changes_of(SETTINGS, values), **validate_settings(values, path)}
+            settings |= {**changes_of(SETTINGS, values), **read_settings(values, path)}
             parameters |= {**changes_of(PARAMETERS, values), **validate_parameters(values, path)}
-    _check_files(settings)
     return ModelChanges(
         name=_or_default(raw, "name", body.name),
         description=_or_default(raw, "description", body.description),
@@ -203,19 +203,6 @@ def read_update(raw: dict[str, Any]) -> ModelChanges:
 def _or_default(raw: dict[str, Any], key: str, value: str | None) -> str | None:
     """None where it is not sent, empty where it is sent as null."""
     return "" if key in raw and value is None else value
-
-
-def _check_files(settings: Mapping[str, Any]) -> None:
-    for name in FILE_SETTINGS:
-        if settings.get(name):
-            _check_inside(settings[name], name)
-
-
-def _check_inside(path: str, name: str) -> None:
-    try:
-        check_member_path(path)
-    except InvalidRequest as error:
-        raise InvalidRequest(f"{name}: {error.message}", param=name) from error
 
 
 def setting_warnings(settings: Mapping[str, Any]) -> list[str]:

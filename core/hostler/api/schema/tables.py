@@ -41,7 +41,9 @@ def _native(field: Field) -> Schema:
     if field.type is bool:
         return {"type": "boolean"}
     if field.type is str:
-        return {"enum": list(field.choices)} if field.choices else {"type": "string"}
+        if field.choices:
+            return {"enum": list(field.choices)}
+        return {"type": "string", "pattern": field.pattern} if field.pattern else {"type": "string"}
     if field.type is list:
         return {"type": "array", "items": {"type": "string"}}
     if field.type is dict:

@@ -15,9 +15,10 @@ from hostler.api.schema.convert import convert, shown
 from hostler.api.schema.marks import PARAMETERS_GROUP, SETTINGS_GROUP
 from hostler.api.schema.messages import MAX_ID_LENGTH, MessageBody, NamedId, new_message
 from hostler.api.schema.metadata import MetadataBody, read_metadata
+from hostler.api.schema.settings import read_settings
 from hostler.api.schema.tools import ToolsBody, read_tools
 from hostler.errors import InvalidRequest
-from hostler.library.fields import validate_parameters, validate_settings
+from hostler.library.fields import validate_parameters
 from hostler.records.objects import DEFAULT_ASSISTANT, Metadata, NewMessage, ThreadAssistant, ThreadModel
 
 MAX_TITLE_LENGTH = 512
@@ -204,7 +205,7 @@ def _assistantship(body: AssistantChanges, assistant_id: str, prefix: str) -> As
         tools=UNSET if body.tools is None else read_tools(body.tools, f"{prefix}tools"),
         model_id=UNSET if model.id is None else model.id,
         engine=UNSET if model.engine is None else model.engine,
-        settings=validate_settings(model.settings or {}, f"{prefix}model.settings"),
+        settings=read_settings(model.settings or {}, f"{prefix}model.settings"),
         parameters=validate_parameters(model.parameters or {}, f"{prefix}model.parameters"),
     )
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from hostler.api.schema.convert import required, shown
+from hostler.api.schema.marks import exactly
 from hostler.errors import InvalidRequest
 
 MAX_TOOLS = 128
@@ -20,10 +21,12 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 ToolsBody = Annotated[
     list[dict[str, Any]],
-    Meta(
-        max_length=MAX_TOOLS,
-        description="Tools: code_interpreter, file_search, retrieval, or a function with its name and parameters.",
-        extra_json_schema={
+    Meta(max_length=MAX_TOOLS),
+    exactly(
+        {
+            "type": "array",
+            "maxItems": MAX_TOOLS,
+            "description": "Tools: code_interpreter, file_search, retrieval, or a function with its name and parameters.",
             "items": {
                 "anyOf": [
                     {
@@ -48,8 +51,8 @@ ToolsBody = Annotated[
                         "properties": {"type": {"enum": [kind for kind in KINDS if kind != "function"]}},
                     },
                 ]
-            }
-        },
+            },
+        }
     ),
 ]
 """As sent."""

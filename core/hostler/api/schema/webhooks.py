@@ -10,7 +10,8 @@ from hostler.api.schema.convert import convert
 from hostler.api.schema.marks import REQUIRED
 from hostler.subscription import EVENT_NAMES, MAX_GLOBS, MAX_SECRET, MAX_URL, Subscription, read_subscription
 
-_URL = r"^[Hh][Tt][Tt][Pp][Ss]?://[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[1-9][0-9]{0,3})?([/?#][!-?A-~]*)?$"
+_PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+_URL = rf"^ *[Hh][Tt][Tt][Pp][Ss]?://[A-Za-z0-9._-]+(:{_PORT}?)?([/?#][!-~]*)? *$"
 _GLOBS = ["*", "model.*", "thread.*", "message.*", "assistant.*", *EVENT_NAMES]
 """Those that people need; any other glob that means an event is taken, too."""
 
@@ -23,9 +24,7 @@ class WebhookBody(Struct, frozen=True):
     secret: Annotated[str, Meta(max_length=MAX_SECRET)] | None = None
     """`whsec_` and base64, or plain text; signs deliveries as the Standard Webhooks specification says."""
     events: (
-        Annotated[
-            list[Annotated[str, Meta(extra_json_schema={"enum": _GLOBS})]], Meta(min_length=1, max_length=MAX_GLOBS)
-        ]
+        Annotated[list[Annotated[str, Meta(extra_json_schema={"enum": _GLOBS})]], Meta(min_length=1, max_length=MAX_GLOBS)]
         | None
     ) = None
     """Globs over the names of events, such as `thread.*`; `model.*` unless said."""
