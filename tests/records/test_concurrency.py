@@ -60,7 +60,8 @@ def test_writers_on_one_thread_lose_nothing_and_each_keeps_its_order(records):
 
 def test_two_processes_on_one_database_lose_nothing(home, url, records):
     """Two objects share no lock of ours, as two processes do not."""
-    thread = records.threads.create().id
+    thread, assistant = records.threads.create().id, records.assistants.create(model="m").id
+    fields = ["name", "description", "avatar", "instructions"]
     other = Records(home, url)
     other.is_owner = False
     try:
@@ -69,12 +70,16 @@ def test_two_processes_on_one_database_lose_nothing(home, url, records):
         def write(writer):
             for number in range(N_EACH):
                 both[writer % 2].messages.append(thread, [says(f"{writer} {number}")])
+                # This one reads before it writes: what it has read must still be so.
+                both[writer % 2].assistants.modify(assistant, **{fields[writer]: str(number)})
 
         assert at_once(4, write) == [None] * 4
     finally:
         other.close()
 
     assert len(words_of(records.messages.all(thread))) == 4 * N_EACH
+    found = records.assistants.get(assistant)
+    assert {field: getattr(found, field) for field in fields} == dict.fromkeys(fields, str(N_EACH - 1))
 
 
 def test_who_pages_while_others_write_sees_each_message_once(records):

@@ -44,6 +44,7 @@ def quick(home):
 
 def test_the_settings_of_a_connection_keep_what_was_acknowledged(sqlite_records):
     sqlite_records.open()
+    sqlite_records.database.engine.dispose()  # the connection that made the tables had its own settings
     pragmas = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
 
     with sqlite_records.database.read() as connection:
@@ -73,6 +74,24 @@ def test_a_locked_file_can_be_read_and_a_write_is_503_until_it_is_free(home, fil
     finally:
         other.close()
         records.close()
+
+
+def test_a_transaction_that_will_write_is_alone_from_its_beginning(home, file):
+    """Else what it has read could be overtaken before it writes, and SQLite would refuse it then."""
+    one, other = quick(home), quick(home)
+    other.is_owner = False
+    try:
+        other.open()
+        with one.database.write() as connection:
+            connection.exec_driver_sql("SELECT * FROM threads").all()
+            with pytest.raises(StorageUnavailable, match="locked by another program"):
+                other.threads.create()
+            connection.exec_driver_sql("UPDATE threads SET updated = 7")
+
+        assert other.threads.get("t").updated == 7
+    finally:
+        one.close()
+        other.close()
 
 
 def fill(records):

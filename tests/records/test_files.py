@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import stat
+import threading
 
 import pytest
 
@@ -15,6 +16,7 @@ from hostler.records.store import Records
 from support.records import says
 
 LIMIT = 1_000_000
+DEADLINE_S = 30
 DATA = bytes(range(256)) * 3000
 
 
@@ -102,6 +104,24 @@ def test_deleting_a_file_leaves_the_messages_that_name_it(records):
     records.files.delete(file.id)
 
     assert records.messages.get(thread.id, thread.messages[0]).file_ids == [file.id]
+
+
+def test_a_deletion_waits_for_an_upload_of_the_same_bytes_that_is_between_its_two_steps(records, monkeypatch):
+    old = upload(records)
+    deletion = threading.Thread(target=records.files.delete, args=(old.id,))
+    keep = records.files._keep
+
+    def keep_and_let_delete(part, sha256):
+        keep(part, sha256)
+        deletion.start()
+        deletion.join(0.1)
+        assert deletion.is_alive()
+
+    monkeypatch.setattr(records.files, "_keep", keep_and_let_delete)
+    new = upload(records)
+    deletion.join(DEADLINE_S)
+
+    assert records.files.path(new.id).read_bytes() == DATA
 
 
 def test_a_list_can_be_limited_to_a_purpose(records):

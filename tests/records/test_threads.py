@@ -6,7 +6,7 @@ import pytest
 
 from hostler.errors import InvalidRequest, MessageNotFound, RecordExists, RunNotFound, ThreadNotFound
 from hostler.records.objects import MAX_MESSAGE_IDS, PageRequest, Run, ThreadAssistant, ThreadModel
-from support.records import says, words_of
+from support.records import run_of, says, words_of
 
 EVERYTHING = {
     "title": "On \0 and 🐎 and \ud7ff",
@@ -144,6 +144,24 @@ def test_update_gives_the_thread_as_it_is_and_keeps_what_it_gets(records):
     changed = records.threads.update(made.id, rename)
 
     assert (changed.title, changed.assistant_ids) == ("ab", ["x"])
+
+
+@pytest.mark.parametrize("change", ["append", "modify", "delete", "rename", "run"])
+def test_a_thread_says_when_it_or_what_is_in_it_was_last_changed(records, change, monkeypatch):
+    records.threads.create(id="t", created_at=100, messages=[says("x", id="m", created_at=200)])
+    changes = {
+        "append": lambda: records.messages.append("t", [says("y")]),
+        "modify": lambda: records.messages.modify("t", "m", metadata={"k": "v"}),
+        "delete": lambda: records.messages.delete("t", "m"),
+        "rename": lambda: records.threads.modify("t", title="new"),
+        "run": lambda: records.runs.create(run_of("t")),
+    }
+    assert records.threads.get("t").updated == 200
+    monkeypatch.setattr("hostler.records.messages.now", lambda: 300)
+
+    changes[change]()
+
+    assert records.threads.get("t").updated == 300
 
 
 def test_threads_are_listed_by_the_time_they_were_created(records):
