@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from hostler.cli.options import print_json, print_table, show_bytes, show_seconds
+from hostler.cli.options import harmless, print_json, print_table, show_bytes, show_seconds
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,12 @@ def test_json_in_a_pipe_is_one_line(capsys):
     out = capsys.readouterr().out
     assert out.count("\n") == 1
     assert json.loads(out) == [{"id": "ü", "n": None}]
+
+
+def test_a_stranger_s_text_cannot_command_the_terminal_and_goes_into_a_pipe_as_it_is(monkeypatch):
+    text = "a\x1b[2Jb\x07\x9bc\td\ne"
+    assert harmless(text) == text
+
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+
+    assert harmless(text) == "a\ufffd[2Jb\ufffd\ufffdc\td\ne"

@@ -9,7 +9,7 @@ import click
 
 from hostler.cli.importing import import_file, import_options
 from hostler.cli.lines import ASSISTANT, writing
-from hostler.cli.options import OrderedGroup, home_option, json_option, print_json, print_table, read_settings
+from hostler.cli.options import OrderedGroup, harmless, home_option, json_option, print_json, print_table, read_settings
 from hostler.cli.records import (
     delete_all,
     every,
@@ -80,7 +80,7 @@ def show(assistant: str, is_json: bool) -> None:
         rows.append(["avatar", avatar if len(avatar) <= 200 else f"{len(avatar)} characters"])
     print_table(["FIELD", "VALUE"], rows)
     if found["instructions"]:
-        click.echo(f"\n{found['instructions']}")
+        click.echo(f"\n{harmless(found['instructions'])}")
 
 
 @assistants.command()

@@ -9,7 +9,7 @@ import click
 
 from hostler.cli.importing import import_file, import_options
 from hostler.cli.lines import MESSAGE, writing
-from hostler.cli.options import OrderedGroup, home_option, json_option, print_json, print_table, read_settings
+from hostler.cli.options import OrderedGroup, harmless, home_option, json_option, print_json, print_table, read_settings
 from hostler.cli.records import (
     delete_all,
     every,
@@ -78,7 +78,7 @@ def show(thread: str, message: str, is_json: bool) -> None:
         print_json(found)
         return
     print_table(["FIELD", "VALUE"], show_fields(found, SHOWN))
-    click.echo(f"\n{show_content(found)}")
+    click.echo(f"\n{harmless(show_content(found))}")
 
 
 @messages.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -57,6 +58,13 @@ def read_settings(flags: dict[str, Any] | None = None) -> Settings:
     return load_settings(chosen_home(), flags)
 
 
+def harmless(text: str) -> str:
+    """A stranger's text as a terminal may get it: what would command it is shown as a mark. A pipe gets the text as it is."""
+    if not sys.stdout.isatty():
+        return text
+    return "".join("\ufffd" if unicodedata.category(one) == "Cc" and one not in "\n\t" else one for one in text)
+
+
 def print_json(value: Any) -> None:
     """One value as JSON: indented on a terminal, one line elsewhere."""
     import msgspec
@@ -76,7 +84,7 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         for heading in headings:
             table.add_column(heading, overflow="fold")
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(harmless(cell)) for cell in row))
         Console().print(table)
         return
     widths = [max(len(row[column]) for row in [headings, *rows]) for column in range(len(headings))]

@@ -10,7 +10,7 @@ import click
 
 from hostler.cli.importing import import_file, import_options
 from hostler.cli.lines import MESSAGE, THREAD, writing
-from hostler.cli.options import OrderedGroup, home_option, json_option, print_json, print_table, read_settings
+from hostler.cli.options import OrderedGroup, harmless, home_option, json_option, print_json, print_table, read_settings
 from hostler.cli.records import (
     delete_all,
     every,
@@ -101,21 +101,21 @@ def show(thread: str, limit: int, is_json: bool) -> None:
 
 
 def _print_head(thread: dict[str, Any]) -> None:
-    click.secho(thread["title"] or "(no title)", bold=True)
+    click.secho(harmless(thread["title"]) or "(no title)", bold=True)
     facts = [thread["id"], f"created {show_time(thread['created_at'])}"]
     for assistant in thread["assistants"]:
         model = assistant["model"]["id"]
         facts.append(f"assistant {assistant['assistant_id']}" + (f" with {model}" if model else ""))
-    click.echo(", ".join(facts))
+    click.echo(harmless(", ".join(facts)))
     for name, value in thread["metadata"].items():
-        click.echo(f"{name}: {value}")
+        click.echo(harmless(f"{name}: {value}"))
 
 
 def _print_message(message: dict[str, Any]) -> None:
     status = "" if message["status"] == "completed" else f", {message['status']}"
     click.secho(f"\n{message['role']}", bold=True, nl=False)
     click.secho(f"  {show_time(message['created_at'])}{status}  {message['id']}", dim=True)
-    click.echo(show_content(message))
+    click.echo(harmless(show_content(message)))
     for name in message["file_ids"]:
         click.echo(f"[file {name}]")
 
