@@ -19,6 +19,7 @@ COMMAND_MODULES = (
     "hostler.cli.run",
     "hostler.cli.models",
     "hostler.cli.jan",
+    "hostler.cli.setting",
     "hostler.cli.running",
     "hostler.cli.threads",
     "hostler.cli.messages",

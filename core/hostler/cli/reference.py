@@ -51,7 +51,7 @@ An unknown name in `config.toml` and a bad value anywhere are errors that name t
 `HOSTLER_LOAD_PLUGINS` (names separated by commas) loads only those plugins.
 
 Settings of a model (`ctx_len`, `n_parallel`, `ngl`, `cpu_threads`, ...) are not here: they belong to the model, in its
-`model.json`, in a download request, or for one run in `hostler start MODEL --set ctx_len=4096`.
+`model.json`, and are changed by `hostler set MODEL ctx_len=4096`, or for one run by `hostler start MODEL --set ctx_len=4096`.
 """
 
 CLI_HEAD = """\

@@ -295,6 +295,8 @@ def _is_number(text: str) -> bool:
 def _parsed_bool(value: Any) -> bool:
     if isinstance(value, bool):
         return value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # JSON does not tell 1.0 from 1
     word = str(value).strip().lower() if isinstance(value, str | int) else ""
     if word in TRUE_WORDS:
         return True
