@@ -75,6 +75,27 @@ def test_a_file_is_kept_and_answered_in_openai_s_form(client: Client) -> None:
     assert client.simulate_get(f"/v1/files/{made['id']}/").json == made
 
 
+@pytest.mark.parametrize(
+    ("filename", "sent", "kept"),
+    [
+        ("a.txt", "application/json", "text/plain"),
+        ("page.html", "text/plain", "text/html"),
+        ("a.parquet-or-so", "application/X-Thing; a=b", "application/x-thing"),
+        ("a.tar.gz", "application/gzip", "application/gzip"),
+        ("nameless", "no type at all", "application/octet-stream"),
+    ],
+)
+def test_a_file_has_the_type_of_its_name_or_what_its_sender_says_and_is_served_as_bytes(
+    client: Client, filename: str, sent: str, kept: str
+) -> None:
+    part = field("file", b"x", filename=filename).replace(b"text/plain", sent.encode())
+
+    made = send(client, form(part)).json
+
+    assert made["content_type"] == kept
+    assert client.simulate_get(f"/v1/files/{made['id']}/content").headers["content-type"] == "application/octet-stream"
+
+
 def test_fields_come_in_any_order_and_others_are_ignored(client: Client) -> None:
     file, purpose = field("file", b"\r\n--a-boundar\r\n", filename="a.txt"), field("purpose", "batch")
     others = (field("expires_after[seconds]", "3600"), field("other", b"x" * 9000, filename="o.bin"))

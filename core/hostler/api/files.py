@@ -15,11 +15,11 @@ import msgspec
 from hostler.api.bodylimits import BodyLimits
 from hostler.api.errors import respond
 from hostler.api.filenames import attachment
-from hostler.api.recordoperations import OCTETS
 from hostler.api.schema.paging import read_page
 from hostler.api.upload import read_upload
 from hostler.config import Settings
 from hostler.errors import InvalidRequest, StorageUnavailable
+from hostler.records.objects import OCTETS
 
 if TYPE_CHECKING:
     from hostler.records.store import Records
@@ -41,7 +41,11 @@ class Files:
         """Keep a file."""
         with read_upload(req, self._limit) as upload:
             made = self._records.files.create(
-                upload.stream, filename=upload.filename, purpose=upload.purpose, max_bytes=self._max_file_bytes
+                upload.stream,
+                filename=upload.filename,
+                purpose=upload.purpose,
+                max_bytes=self._max_file_bytes,
+                content_type=upload.content_type,
             )
         resp.data = msgspec.json.encode(made)
 

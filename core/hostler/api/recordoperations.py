@@ -15,10 +15,9 @@ from hostler.api.schema.paging import PAGING
 from hostler.api.schema.records import ImportAnswer, ImportBody
 from hostler.api.schema.threads import AssistantChanges, ThreadBody, ThreadChanges
 from hostler.api.upload import UploadForm
-from hostler.records.objects import Assistant, Deleted, File, Message, MessageFile, Page, Thread
+from hostler.records.objects import OCTETS, Assistant, Deleted, File, Message, MessageFile, Page, Thread
 
 THREADS, MESSAGES, ASSISTANTS, FILES, RECORDS = "Threads", "Messages", "Assistants", "Files", "Records"
-OCTETS = "application/octet-stream"
 
 
 def _operation(

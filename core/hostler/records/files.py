@@ -30,7 +30,7 @@ from hostler.errors import InvalidRequest, RequestTooLarge, StorageUnavailable, 
 from hostler.library.disk import is_disk_full, sync_folder, write_atomically
 from hostler.records.database import Database
 from hostler.records.ids import new_id
-from hostler.records.objects import Deleted, File, Page, PageRequest
+from hostler.records.objects import OCTETS, Deleted, File, Page, PageRequest
 from hostler.records.paging import fetch_page, page_of
 from hostler.records.rows import now
 from hostler.records.tables import files
@@ -48,12 +48,20 @@ class FileStore:
         self._incoming = self._folder / "incoming"
         self._lock = threading.Lock()
 
-    def create(self, stream: BinaryIO, *, filename: str, purpose: str, max_bytes: int) -> File:
+    def create(
+        self,
+        stream: BinaryIO,
+        *,
+        filename: str,
+        purpose: str,
+        max_bytes: int,
+        content_type: str = OCTETS,
+    ) -> File:
         """Keep what a stream gives; when this returns, bytes and row survive a power cut.
 
         Args:
             stream: Read to its end, in blocks.
-            filename, purpose: Kept as given; neither becomes a path.
+            filename, purpose, content_type: Kept as given; none becomes a path.
             max_bytes: Of the stream.
 
         Raises:
@@ -66,7 +74,7 @@ class FileStore:
             self._incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
             sha256, n_bytes = _receive(stream, part, max_bytes)
             time = now()
-            made = File(new_id("file"), n_bytes, time, time, filename, purpose)
+            made = File(new_id("file"), n_bytes, time, time, filename, purpose, content_type)
             with self._lock:
                 self._keep(part, sha256)
                 try:
@@ -135,8 +143,8 @@ class FileStore:
             path = self._blob(_find(connection, file_id).sha256)
         if not path.is_file():
             raise StorageUnavailable(
-                f"The bytes of {file_id} are not at {path}; put the folder back as it was, or delete the file and upload it "
-                f"again"
+                f"The bytes of {file_id} are not at {path}: they were taken away, or another home that shares this database "
+                f"has them; put the folder back as it was, or delete the file and upload it again"
             )
         return path
 

@@ -20,6 +20,9 @@ MAX_MESSAGE_IDS = 100
 DEFAULT_ASSISTANT = "jan"
 """The id of the assistant that always exists."""
 
+OCTETS = "application/octet-stream"
+"""The content type of bytes that nothing is known of."""
+
 Metadata = dict[str, str]
 """At most 16 keys of at most 64 characters, values of at most 512: OpenAI's limits, checked by the API."""
 
@@ -235,6 +238,8 @@ class File(Struct, frozen=True):
     created: int
     filename: str
     purpose: str
+    content_type: str = OCTETS
+    """hostler's own: what its name says it is, else its sender. It is served as bytes to save, whatever it is."""
     status: Literal["processed"] = "processed"
     object: Literal["file"] = "file"
 
