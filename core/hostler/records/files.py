@@ -206,7 +206,8 @@ class FileStore:
 def _receive(stream: BinaryIO, part: Path, max_bytes: int) -> tuple[str, int]:
     """Write a stream to the disk for good. Returns its SHA-256 and its length."""
     digest, n_bytes = hashlib.sha256(), 0
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as sink:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)  # Windows would write two bytes for a newline
+    with open(os.open(part, flags, 0o600), "wb", buffering=0) as sink:
         while block := _next_block(stream):
             n_bytes += len(block)
             if n_bytes > max_bytes:
