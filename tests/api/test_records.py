@@ -227,6 +227,25 @@ def test_the_default_assistant_gives_way_as_long_as_nobody_has_changed_it(cli: C
     assert cli.simulate_get(f"/v1/assistants/{third['new_id']}").json["name"] == "Other"
 
 
+@pytest.mark.parametrize(
+    ("said", "model"),
+    [
+        ({"model": "", "models": []}, ""),
+        ({"model": None, "models": [{"model_id": ""}]}, ""),
+        ({"model": None, "models": None}, ""),
+        ({"model": "phi", "models": []}, "phi"),
+    ],
+)
+def test_an_assistant_without_a_model_and_one_in_either_spelling_are_kept(
+    cli: Client, said: dict[str, Any], model: str
+) -> None:
+    (result,) = bring_in(cli, assistant(**said))
+
+    assert result["error"] is None
+    kept = cli.simulate_get("/v1/assistants/poet").json
+    assert (kept["model"], kept["models"]) == (model, [{"model_id": model}] if model else [])
+
+
 # -- dry runs ---------------------------------------------------------------------------------------------------------------
 
 

@@ -114,7 +114,9 @@ def assistants(draw, id):
         description=draw(st.none() | words),
         avatar=draw(st.none() | words),
         model=model,
-        models=[AssistantModel(model), *draw(st.lists(st.builds(AssistantModel, words.filter(bool)), max_size=1))] if model else [],
+        models=[AssistantModel(model), *draw(st.lists(st.builds(AssistantModel, words.filter(bool)), max_size=1))]
+        if model
+        else [],
         instructions=draw(st.none() | words),
         tools=draw(tools),
         tool_resources=draw(resources),

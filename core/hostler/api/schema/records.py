@@ -241,7 +241,7 @@ def _assistant(raw: dict[str, Any], now: int) -> Assistant:
     # No model at all is fine: it is whichever is the default when somebody asks.
     fields = one_model(read_assistant({name: value for name, value in raw.items() if not (name == "models" and not value)}))
     models = fields.pop("models", None)
-    model = fields.pop("model", "") if models is None else models[0].model_id
+    model = models[0].model_id if models else fields.pop("model", "")
     return Assistant(
         **fields,
         id=_check_id(required(body.id, "id"), "id"),
@@ -249,7 +249,7 @@ def _assistant(raw: dict[str, Any], now: int) -> Assistant:
         created_at=created,
         created=created,
         model=model,
-        models=([AssistantModel(model)] if model else []) if models is None else models,
+        models=models or ([AssistantModel(model)] if model else []),
     )
 
 
