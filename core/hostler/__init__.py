@@ -10,6 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hostler.batching import Cache, Pace, Packing, choose_cache, common_prefix, share_out
+    from hostler.cores import usable_cores
     from hostler.domain import (
         FinishReason,
         MemoryEstimate,
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME_OF = {
+    "hostler.batching": ("Cache", "Pace", "Packing", "choose_cache", "common_prefix", "share_out"),
+    "hostler.cores": ("usable_cores",),
     "hostler.domain": (
         "FinishReason", "MemoryEstimate", "MemoryUse", "Message", "SamplingParams", "Timings", "TokenLogprob",
         "TopLogprob", "Usage",
@@ -83,6 +87,8 @@ __all__ = [
     # errors
     "ConfigError", "ContextLengthExceeded", "DownloadFailed", "EngineFailed", "HostlerError", "InsufficientMemory",
     "InvalidModelFile", "InvalidRequest", "ModelLoadFailed", "UnsupportedParameter",
+    # for engines
+    "Cache", "Pace", "Packing", "choose_cache", "common_prefix", "share_out", "usable_cores",
     # files
     "GgufHeader", "read_gguf_header",
     "__version__",

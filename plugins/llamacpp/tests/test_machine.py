@@ -1,46 +1,12 @@
-"""Cores and devices."""
+"""Devices."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 
 from hostler import ModelLoadFailed
 from hostler_llamacpp import machine
 from hostler_llamacpp.probe import probe
-
-
-@pytest.mark.parametrize(
-    ("text", "limit"), [("max 100000", None), ("150000 100000", 1.5), ("400000 100000", 4.0), ("nonsense", None)]
-)
-def test_cpu_quota_is_read_from_the_control_group(tmp_path: Path, text: str, limit: float | None) -> None:
-    (tmp_path / "cpu.max").write_text(text + "\n")
-
-    assert machine._cpu_quota(tmp_path) == limit
-
-
-def test_cpu_quota_of_the_older_control_groups_is_read(tmp_path: Path) -> None:
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
-    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    assert machine._cpu_quota(tmp_path) is None
-
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("250000\n")
-    assert machine._cpu_quota(tmp_path) == 2.5
-
-
-def test_usable_cores_are_bounded_by_affinity_and_quota(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
-    monkeypatch.setattr(machine, "_cpu_quota", lambda: None)
-    monkeypatch.setattr(machine, "_siblings", lambda cpu: f"{cpu % 2},{cpu % 2 + 2}")
-    assert machine.usable_cores() == 2, "hyper-threads of one core count once"
-
-    monkeypatch.setattr(machine, "_siblings", str)
-    assert machine.usable_cores() == 4
-
-    monkeypatch.setattr(machine, "_cpu_quota", lambda: 0.5)
-    assert machine.usable_cores() == 1
 
 
 def test_devices_begin_with_what_ggml_finds() -> None:

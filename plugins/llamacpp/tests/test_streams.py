@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 
 from hostler.testing import RecordingSequence
 from hostler_llamacpp import streams as streams_module
-from hostler_llamacpp.streams import Packing, Stream, common_prefix, may_keep
+from hostler_llamacpp.streams import may_keep
 
 from .running import GREEDY, Loaded, assert_same_answer, prompt
 
 TOLERANCE = 1e-3
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "n"), [([], [1], 0), ([1, 2, 3], [1, 2, 4], 2), ([1, 2], [1, 2, 3], 2), ([5], [6], 0), ([7], [7], 1)]
-)
-def test_common_prefix_is_counted(one: list[int], other: list[int], n: int) -> None:
-    assert common_prefix(np.array(one, np.int32), np.array(other, np.int32)) == n
 
 
 @pytest.mark.parametrize(
@@ -43,54 +35,6 @@ def test_streams_go_on_only_where_the_whole_window_is_left(
 
 
 # -- holes --------------------------------------------------------------------------------------------------------------
-
-
-def made(*lengths: int) -> list[Stream]:
-    streams = [Stream(number, 4096) for number in range(len(lengths))]
-    for stream, n_tokens in zip(streams, lengths, strict=True):
-        stream.n_tokens = n_tokens
-    return streams
-
-
-def swapped(packing: Packing, streams: list[Stream], *running: int) -> list[tuple[int, int]]:
-    plan = packing.plan(streams, lambda stream: stream.number in running)
-    return [(one.number, other.number) for one, other in plan]
-
-
-def test_no_swap_while_running_streams_are_neighbours() -> None:
-    packing = Packing(weights_bytes=10**9, token_bytes=1, scratch_bytes=10**9)
-    streams = made(10, 10, 10, 10)
-
-    assert swapped(packing, streams) == []
-    assert swapped(packing, streams, 2) == []
-    assert swapped(packing, streams, 1, 2, 3) == []
-
-
-def test_hole_is_closed_at_once_when_a_pass_costs_more_than_the_swap() -> None:
-    packing = Packing(weights_bytes=10**6, token_bytes=100, scratch_bytes=10**9)
-
-    assert swapped(packing, made(1000, 0, 10, 10), 0, 2, 3) == [(3, 1)]
-
-
-def test_cheapest_swap_moves_the_shortest_streams() -> None:
-    packing = Packing(weights_bytes=10**9, token_bytes=1, scratch_bytes=10**9)
-
-    assert swapped(packing, made(1000, 5, 7, 900), 0, 2) == [(2, 1)]
-    assert swapped(packing, made(5, 5, 800, 900), 0, 2, 3) == [(0, 1)]
-
-
-def test_expensive_swap_waits_until_the_holes_have_cost_as_much() -> None:
-    packing = Packing(weights_bytes=1000, token_bytes=1, scratch_bytes=10**9)
-    streams = made(500, 0, 500)  # 500 tokens moved: 2000 bytes of traffic
-
-    assert swapped(packing, streams, 0, 2) == []
-    assert swapped(packing, streams, 0, 2) == [(2, 1)]
-
-
-def test_swap_that_needs_too_much_scratch_memory_is_never_made() -> None:
-    packing = Packing(weights_bytes=10**12, token_bytes=1000, scratch_bytes=10**5)
-
-    assert [swapped(packing, made(500, 0, 500), 0, 2) for _ in range(5)] == [[]] * 5
 
 
 def test_swapped_streams_go_on_as_if_nothing_happened(load: Callable[..., Loaded]) -> None:

@@ -1,7 +1,8 @@
 """The engine: continuous batching over llama.cpp, one `llama_decode` a step.
 
 Worker process. All methods run in the engine thread, save `tokenize` and `detokenize`, which may run beside it. It knows
-sequences and steps; sampling, streams, pacing, embedding and loading have modules of their own.
+sequences and steps; sampling, streams, embedding and loading have modules of their own,
+and what every engine decides alike stands in hostler.
 
 A step takes one token of every sequence that decodes and a chunk of the prompts that wait, evaluates them together, and
 samples for each row that came out. A sequence gets its KV stream when its first chunk is due, not before: by then an
@@ -26,24 +27,25 @@ from hostler import (
     InvalidRequest,
     MemoryUse,
     ModelFiles,
+    Pace,
+    Packing,
     Progress,
     SequenceSink,
     UnsupportedParameter,
     Vectors,
+    common_prefix,
+    share_out,
 )
 from hostler_llamacpp import loading, probe
 from hostler_llamacpp.binding import Batch, LogitRows, log
 from hostler_llamacpp.embedding import Embedder
 from hostler_llamacpp.loading import Loaded
-from hostler_llamacpp.pacing import ALONE_STEP_S, Pace
 from hostler_llamacpp.sampling import Sampler, Workspace
-from hostler_llamacpp.streams import Packing, Stream, Streams, common_prefix
+from hostler_llamacpp.streams import Stream, Streams
 from hostler_llamacpp.vocabulary import Vocabulary
 
 MIN_SHARED_TOKENS = 32
 """A prompt waits for another's prefill only if at least so many of its tokens come out of that."""
-OVERTAKING_RATIO = 4
-"""How many times shorter than the rest of the oldest a prompt must be to be evaluated beside it."""
 MIN_SCRATCH_BYTES = 128 * 1024 * 1024
 _WARM_UP_TOKENS = 32
 
@@ -154,7 +156,7 @@ class LlamaCppEngine:
             can_roll_back=can_roll_back,
         )
         self._packing = Packing(
-            weights_bytes=int(llama.llama_model_size(model)),
+            hole_bytes=int(llama.llama_model_size(model)),
             token_bytes=max(1, token_bytes),
             scratch_bytes=max(MIN_SCRATCH_BYTES, kv_bytes // 8),
         )
@@ -188,7 +190,7 @@ class LlamaCppEngine:
         """The same for a model that only embeds."""
         n_tokens = min(_WARM_UP_TOKENS, self._n_ctx)
         tokens = np.arange(n_tokens, dtype=np.int32) % self._vocabulary.n_tokens
-        (vector,) = [vector for piece in self._embedder.pieces([tokens], lambda: ALONE_STEP_S) for vector in piece]
+        (vector,) = [vector for piece in self._embedder.pieces([tokens], lambda: self._pace.prompt_s(0)) for vector in piece]
         if not np.isfinite(vector).all():
             raise InvalidModelFile(
                 f"{path}: the model computes no valid vectors; its weights are corrupt. Delete it and pull it again", path=path
@@ -260,7 +262,10 @@ class LlamaCppEngine:
         for run in self._runs.values():
             if not run.sink.is_paused:
                 (decoding if run.n_done == run.n_prompt else waiting).append(run)
-        chunks = self._share_out(waiting, len(decoding)) if waiting else []
+        chunks: list[tuple[Run, int]] = []
+        if waiting:
+            n_tokens = self._pace.chunk_tokens(len(decoding), 0.5 if self._embedder.n_open else 1.0)
+            chunks = share_out(waiting, n_tokens, lambda run: self._is_due(run, waiting))
         if not decoding and not chunks:
             return False
         started = time.monotonic()
@@ -270,36 +275,6 @@ class LlamaCppEngine:
             self._sample(rows)
         return True
 
-    def _share_out(self, waiting: list[Run], n_decoding: int) -> list[tuple[Run, int]]:
-        """Choose which prompts are evaluated in this step, and how many tokens of each.
-
-        First come, first served, since each further prompt in a step is one more pass over the weights; but one that is
-        much shorter than what is left of the oldest overtakes it on half of the tokens: a short question need not wait
-        for a long document, and the document goes on.
-        """
-        n_left = self._pace.chunk_tokens(n_decoding, 0.5 if self._embedder.n_open else 1.0)
-        oldest = waiting[0]
-        shortest = min(waiting, key=Run.n_missing)
-        overtakes = shortest.n_missing() * OVERTAKING_RATIO <= oldest.n_missing()
-        n_reserved = min(n_left // 2, shortest.n_missing()) if overtakes else 0
-        chunks: dict[int, tuple[Run, int]] = {}
-        for run in (oldest, shortest, *waiting) if overtakes else waiting:
-            if n_left < 1:
-                break
-            if run.sink.id in chunks:
-                continue
-            if run.stream is None:
-                if self._is_prefix_coming(run, waiting):
-                    continue
-                self._place(run)
-            n = min(run.n_missing(), max(1, n_left - n_reserved))
-            n_reserved = 0
-            n_left -= n
-            chunks[run.sink.id] = (run, n)
-        if n_left and oldest.sink.id in chunks:  # what was reserved for one that is not due after all
-            chunks[oldest.sink.id] = (oldest, min(oldest.n_missing(), chunks[oldest.sink.id][1] + n_left))
-        return list(chunks.values())
-
     def _is_prefix_coming(self, run: Run, waiting: list[Run]) -> bool:
         """Whether another prompt's prefill, under way, will soon evaluate much of this prompt's beginning."""
         if not (run.sink.cache_prompt and self._caching):
@@ -308,6 +283,14 @@ class LlamaCppEngine:
             other.stream is not None and common_prefix(other.prompt, run.prompt) - other.n_done >= MIN_SHARED_TOKENS
             for other in waiting
         )
+
+    def _is_due(self, run: Run, waiting: list[Run]) -> bool:
+        """Give a prompt its stream, unless another's prefill will soon evaluate much of its beginning."""
+        if run.stream is None:
+            if self._is_prefix_coming(run, waiting):
+                return False
+            self._place(run)
+        return True
 
     def _place(self, run: Run) -> None:
         run.stream, run.n_done = self._streams.place(run.prompt, may_reuse=run.sink.cache_prompt and self._caching)

@@ -13,9 +13,9 @@ from typing import Any
 
 import llama_cpp as llama
 
-from hostler import EngineSettings, InvalidModelFile, ModelFiles, ModelLoadFailed, Progress
+from hostler import EngineSettings, InvalidModelFile, ModelFiles, ModelLoadFailed, Progress, usable_cores
 from hostler_llamacpp.binding import log
-from hostler_llamacpp.machine import Device, gpus, usable_cores
+from hostler_llamacpp.machine import Device, gpus
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 """`cache_type` -> ggml_type."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import llama_cpp as llama
 
-from hostler import DeviceProbe, EngineProbe
+from hostler import DeviceProbe, EngineProbe, usable_cores
 from hostler_llamacpp import __version__
 from hostler_llamacpp.binding import log  # noqa: F401 - installs the log before any device is asked
-from hostler_llamacpp.machine import devices, usable_cores
+from hostler_llamacpp.machine import devices
 
 
 def version() -> str:

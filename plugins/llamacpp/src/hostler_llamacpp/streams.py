@@ -17,60 +17,22 @@ with the longest common beginning. A cache shared by all slots that outlives the
 from __future__ import annotations
 
 import ctypes
-import itertools
-from collections.abc import Callable, Sequence
 
 import llama_cpp as llama
 import numpy as np
 
+from hostler import Cache, choose_cache, common_prefix
 from hostler_llamacpp.binding import short
 
-MIN_COPIED_TOKENS = 16
-"""A shorter common beginning is evaluated: the copy takes as long as the tokens behind it, too."""
 _COPY_RATIO = 100
 """Evaluating a token costs at least so many times what copying one does (measured: over 1000)."""
 
 
-class Stream:
-    """One of llama.cpp's KV streams and the tokens that lie in it."""
+class Stream(Cache):
+    """One of llama.cpp's KV streams and the tokens that lie in it; its number is llama.cpp's sequence id."""
 
     def __init__(self, number: int, n_ctx: int) -> None:
-        self.number = number
-        """llama.cpp's sequence id; changes when streams are swapped."""
-        self._tokens = np.empty(n_ctx, np.int32)
-        self.n_tokens = 0
-        """Tokens whose keys and values are in the cache: positions 0 to n_tokens - 1."""
-        self.is_active = False
-        """A sequence owns it."""
-        self.last_used = 0
-
-    @property
-    def tokens(self) -> np.ndarray:
-        """What lies in it, int32."""
-        return self._tokens[: self.n_tokens]
-
-    def append(self, token: int) -> None:
-        """Note one evaluated token."""
-        self._tokens[self.n_tokens] = token
-        self.n_tokens += 1
-
-    def extend(self, tokens: np.ndarray) -> None:
-        """Note evaluated tokens."""
-        self._tokens[self.n_tokens : self.n_tokens + len(tokens)] = tokens
-        self.n_tokens += len(tokens)
-
-    def take_over(self, other: Stream, n_tokens: int) -> None:
-        """Note that the first tokens of another stream have been copied here."""
-        self._tokens[:n_tokens] = other._tokens[:n_tokens]
-        self.n_tokens = n_tokens
-
-
-def common_prefix(one: np.ndarray, other: np.ndarray) -> int:
-    """How many tokens two sequences have in common from the beginning."""
-    n = min(len(one), len(other))
-    differs = one[:n] != other[:n]
-    place = int(differs.argmax()) if n else 0
-    return place if n and differs[place] else n
+        super().__init__(number, np.empty(n_ctx, np.int32))
 
 
 def may_keep(n_keep: int, position_min: int, position_max: int, n_swa: int) -> bool:
@@ -125,27 +87,18 @@ class Streams:
             The stream, and how many tokens of the prompt lie in it: at most all but one, which must be evaluated for
             its logits.
         """
-        idle = [stream for stream in self.all if not stream.is_active]
-        victim = min(idle, key=self._victim_rank)
-        source, n_common = (self._best_source(prompt) if may_reuse else (None, 0)) or (None, 0)
-        if source is None or n_common == 0:
-            self._take(victim)
-            self._clear(victim)
-            return victim, 0
-        n_lost = source.n_tokens - n_common
-        # A tail of a quarter is the old end of the same conversation; more is another one that only begins alike.
-        is_continued = n_lost <= max(64, source.n_tokens // 4)
-        if not source.is_active and (is_continued or source is victim):
-            self._take(source)
-            return source, self._keep(source, n_common)
-        if n_common < MIN_COPIED_TOKENS or n_common * _COPY_RATIO < source.n_tokens or not self._may_cut(n_common, source):
-            self._take(victim)
-            self._clear(victim)
-            return victim, 0
-        self._take(victim)
-        if not self._copy(source, victim):
-            return victim, 0
-        return victim, self._keep(victim, n_common)
+        limit = len(prompt) - 1
+
+        def n_common(stream: Stream) -> int:
+            return min(common_prefix(stream.tokens, prompt), limit) if may_reuse else 0
+
+        stream, source, n_keep = choose_cache(self.all, n_common, self._victim_rank, self._may_copy)
+        stream.is_active = True
+        if not n_keep:
+            self._clear(stream)
+        elif source is None or self._copy(source, stream):
+            return stream, self._keep(stream, n_keep)
+        return stream, 0
 
     def release(self, stream: Stream, *, keeps: bool) -> None:
         """Give a stream back; what lies in it stays until its place is needed, or goes at once."""
@@ -155,9 +108,6 @@ class Streams:
         if not keeps:
             self._clear(stream)
 
-    def _take(self, stream: Stream) -> None:
-        stream.is_active = True
-
     def _victim_rank(self, stream: Stream) -> tuple[int, int]:
         # Empty ones first, those next to running ones before others (no hole); then the one unused for longest.
         if stream.n_tokens:
@@ -165,15 +115,9 @@ class Streams:
         distances = (abs(stream.number - other.number) for other in self.all if other.is_active)
         return (0, min(distances, default=stream.number))
 
-    def _best_source(self, prompt: np.ndarray) -> tuple[Stream, int] | None:
-        limit = len(prompt) - 1
-        best: tuple[Stream, int] | None = None
-        for stream in self.all:
-            n_common = min(common_prefix(stream.tokens, prompt), limit)
-            # Of equals an idle one, which may be taken over without a copy.
-            if n_common and (best is None or (n_common, not stream.is_active) > (best[1], not best[0].is_active)):
-                best = (stream, n_common)
-        return best
+    def _may_copy(self, stream: Stream, n_keep: int) -> bool:
+        # A whole stream is copied, and then cut.
+        return n_keep * _COPY_RATIO >= stream.n_tokens and self._may_cut(n_keep, stream)
 
     def _may_cut(self, n_keep: int, stream: Stream) -> bool:
         """Whether a copy of the stream could be cut to `n_keep`: a saved state holds one window of old positions."""
@@ -247,63 +191,3 @@ class Streams:
 
 def _bytes_at(data: np.ndarray) -> object:
     return data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-
-
-class Packing:
-    """Decides when holes between the running streams are worth closing.
-
-    A hole costs each step one pass over the weights, a swap moves KV bytes: both are memory traffic, so they are compared
-    in bytes. Like renting and buying: a swap is made when the holes have cost as much as it will.
-    """
-
-    def __init__(self, weights_bytes: int, token_bytes: int, scratch_bytes: int) -> None:
-        """Note what things cost.
-
-        Args:
-            weights_bytes: Read once a pass.
-            token_bytes: KV of one token.
-            scratch_bytes: Host memory that one swap may take for a moment.
-        """
-        self._weights_bytes = weights_bytes
-        self._token_bytes = token_bytes
-        self._scratch_bytes = scratch_bytes
-        self._debt_bytes = 0
-
-    def plan(self, streams: Sequence[Stream], runs: Callable[[Stream], bool]) -> list[tuple[Stream, Stream]]:
-        """Swaps to make before this step; usually none.
-
-        Args:
-            streams: All, by number.
-            runs: Whether a stream takes part in this step.
-        """
-        running = [stream for stream in streams if runs(stream)]
-        if not running or running[-1].number - running[0].number == len(running) - 1:
-            self._debt_bytes = 0
-            return []
-        n_holes = sum(b.number - a.number > 1 for a, b in itertools.pairwise(running))
-        swaps = self._cheapest(streams, running, runs)
-        n_tokens = sum(one.n_tokens + other.n_tokens for one, other in swaps)
-        if max(one.n_tokens + other.n_tokens for one, other in swaps) * self._token_bytes > self._scratch_bytes:
-            return []
-        self._debt_bytes += n_holes * self._weights_bytes
-        # Saved and restored: each byte is read twice and written twice.
-        if self._debt_bytes < 4 * n_tokens * self._token_bytes:
-            return []
-        self._debt_bytes = 0
-        return swaps
-
-    @staticmethod
-    def _cheapest(
-        streams: Sequence[Stream], running: Sequence[Stream], runs: Callable[[Stream], bool]
-    ) -> list[tuple[Stream, Stream]]:
-        """The window of consecutive numbers that all running streams can be swapped into with the fewest tokens moved."""
-        best: list[tuple[Stream, Stream]] = []
-        best_cost: int | None = None
-        for start in range(len(streams) - len(running) + 1):
-            end = start + len(running)
-            outside = [stream for stream in running if not start <= stream.number < end]
-            inside = [stream for stream in streams[start:end] if not runs(stream)]
-            cost = sum(stream.n_tokens for stream in [*outside, *inside])
-            if best_cost is None or cost < best_cost:
-                best, best_cost = list(zip(outside, inside, strict=True)), cost
-        return best

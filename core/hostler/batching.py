@@ -1,0 +1,311 @@
+"""What every engine with continuous batching has to decide: how much of a prompt beside running answers, whose prompt,
+which KV cache a sequence gets, and which of them to keep side by side.
+
+Floor 2; pure Python for engine plugins, which import it from `hostler`. Engine thread only. It knows counts, seconds and
+bytes, nothing of models, tokens' values or what evaluates them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+PREFILL_SHARE = 2.5
+"""Seconds of prefill for each second of decode in one step. A running answer's gap between tokens then stays under four
+times its usual one; more would help nobody: throughput at 16 clients is within a few percent of unlimited chunks."""
+ALONE_STEP_S = 1.0
+"""Length of a step while nothing decodes: whoever cancels or arrives waits no longer than that."""
+MIN_CHUNK_TOKENS = 16
+MIN_ALONE_TOKENS = 128
+OVERTAKING_RATIO = 4
+"""How many times shorter than the rest of the oldest a prompt must be to be evaluated beside it."""
+_LEARNING_RATE = 0.25
+
+
+class Pace:
+    """How many prompt tokens a step may evaluate, so that running answers keep flowing; one loaded model's learnt costs.
+
+    A step that decodes and prefills takes the time of both, so the prompt tokens of a step are what the decode time
+    allows. Costs grow with position, shrink with faster machines, and change with their neighbours.
+    """
+
+    def __init__(
+        self,
+        n_batch: int,
+        n_slots: int,
+        *,
+        alone_step_s: float = ALONE_STEP_S,
+        min_alone_tokens: int = MIN_ALONE_TOKENS,
+        min_prompt_s: float = 0.0,
+    ) -> None:
+        """Nothing is known yet.
+
+        Args:
+            n_batch: Prompt tokens of a step at most.
+            n_slots: Sequences that decode at most.
+            alone_step_s: Length of a step while nothing decodes.
+            min_alone_tokens: But no fewer tokens than this, where short chunks are slow.
+            min_prompt_s: Beside running answers so much at least, where decode is so fast that nobody would notice.
+        """
+        self._n_batch = n_batch
+        self._alone_step_s = alone_step_s
+        self._min_alone_tokens = min_alone_tokens
+        self._min_prompt_s = min_prompt_s
+        self._prefill_s = 0.0
+        """Seconds a prompt token costs; 0: unknown."""
+        self._decode_s = [0.0] * (n_slots + 1)
+        """Seconds of a step that decodes so many sequences; 0: unknown."""
+
+    def prompt_s(self, n_decoding: int) -> float:
+        """Seconds that may be spent beside so many decoding sequences, between one of their tokens and the next."""
+        if not n_decoding:
+            return self._alone_step_s
+        return max(PREFILL_SHARE * self._decode_time(n_decoding), self._min_prompt_s)
+
+    def chunk_tokens(self, n_decoding: int, share: float = 1.0) -> int:
+        """Prompt tokens that the next step may evaluate beside so many decoding sequences.
+
+        Args:
+            share: Of the time; less than 1 where embeddings want theirs.
+        """
+        if not self._prefill_s:
+            return min(self._n_batch, self._min_alone_tokens if not n_decoding else 4 * MIN_CHUNK_TOKENS)
+        n_tokens = share * self.prompt_s(n_decoding) / self._prefill_s
+        floor = MIN_CHUNK_TOKENS if n_decoding else self._min_alone_tokens
+        return min(self._n_batch, max(floor, int(n_tokens)))
+
+    def learn(self, n_decoding: int, n_prefilled: int, elapsed_s: float) -> None:
+        """Note what a step took, or the part of it that decoded or prefilled."""
+        if not n_prefilled:
+            self._decode_s[n_decoding] = _blend(self._decode_s[n_decoding], elapsed_s)
+        elif n_prefilled >= MIN_CHUNK_TOKENS:
+            spent_s = elapsed_s - (self._decode_time(n_decoding) if n_decoding else 0.0)
+            # A decode estimate from a busier moment must not make prefill look free.
+            self._prefill_s = _blend(self._prefill_s, max(spent_s, elapsed_s / 10) / n_prefilled)
+
+    def _decode_time(self, n_decoding: int) -> float:
+        known = self._decode_s[n_decoding]
+        if known:
+            return known
+        nearest = min(
+            (n for n, seconds in enumerate(self._decode_s) if seconds),
+            key=lambda n: abs(n - n_decoding),
+            default=0,
+        )
+        # Unknown: what one prompt token costs is the least a step can take.
+        return self._decode_s[nearest] if nearest else self._prefill_s * n_decoding
+
+
+def _blend(old: float, new: float) -> float:
+    return old + _LEARNING_RATE * (new - old) if old else new
+
+
+class Waiting(Protocol):
+    """A sequence whose prompt is not evaluated yet."""
+
+    def n_missing(self) -> int:
+        """Prompt tokens that are not in the KV cache."""
+
+
+AnyWaiting = TypeVar("AnyWaiting", bound=Waiting)
+
+
+def share_out(
+    waiting: Sequence[AnyWaiting], n_tokens: int, is_due: Callable[[AnyWaiting], bool]
+) -> list[tuple[AnyWaiting, int]]:
+    """Choose which prompts are evaluated in a step, and how many tokens of each.
+
+    First come, first served, since each further prompt in a step costs a pass over the weights; but one that is much
+    shorter than what is left of the oldest overtakes it on half of the tokens: a short question need not wait for a long
+    document, and the document goes on.
+
+    Args:
+        waiting: In the order in which they came, at least one.
+        n_tokens: As Pace says.
+        is_due: Asked when one is chosen. It may find that the prompt is better left for later (False), or give it its
+            place in the KV cache, which may make what is missing less.
+
+    Returns:
+        Each with 1 to `n_missing()` tokens, together at most `n_tokens`.
+    """
+    n_left = n_tokens
+    oldest = waiting[0]
+    shortest = min(waiting, key=lambda one: one.n_missing())
+    overtakes = shortest.n_missing() * OVERTAKING_RATIO <= oldest.n_missing()
+    n_reserved = min(n_left // 2, shortest.n_missing()) if overtakes else 0
+    chunks: dict[int, tuple[AnyWaiting, int]] = {}
+    for one in (oldest, shortest, *waiting) if overtakes else waiting:
+        if n_left < 1:
+            break
+        if id(one) in chunks or not is_due(one):
+            continue
+        n = min(one.n_missing(), max(1, n_left - n_reserved))
+        n_reserved = 0
+        n_left -= n
+        chunks[id(one)] = (one, n)
+    if n_left and id(oldest) in chunks:  # what was reserved for one that is not due after all
+        chunks[id(oldest)] = (oldest, min(oldest.n_missing(), chunks[id(oldest)][1] + n_left))
+    return list(chunks.values())
+
+
+class Cache:
+    """One KV cache of many that lie side by side, and the tokens in it. It keeps what its last sequence left."""
+
+    def __init__(self, number: int, buffer: Any) -> None:
+        """Start empty.
+
+        Args:
+            number: Its place among the others.
+            buffer: An array of whole numbers, such as numpy's, with room for every token it can hold.
+        """
+        self.number = number
+        """Changes when two are swapped."""
+        self._tokens = buffer
+        self.n_tokens = 0
+        """INVARIANT: the keys and values of so many tokens lie in it, at positions 0 to n_tokens - 1."""
+        self.is_active = False
+        """A sequence owns it."""
+        self.last_used = 0
+        """Rises with each release."""
+
+    @property
+    def tokens(self) -> Any:
+        """What lies in it; the buffer's beginning."""
+        return self._tokens[: self.n_tokens]
+
+    def append(self, token: int) -> None:
+        """Note one evaluated token."""
+        self._tokens[self.n_tokens] = token
+        self.n_tokens += 1
+
+    def extend(self, tokens: Any) -> None:
+        """Note evaluated tokens."""
+        self._tokens[self.n_tokens : self.n_tokens + len(tokens)] = tokens
+        self.n_tokens += len(tokens)
+
+    def take_over(self, other: Cache, n_tokens: int) -> None:
+        """Note that the first tokens of another have been copied here."""
+        self._tokens[:n_tokens] = other._tokens[:n_tokens]
+        self.n_tokens = n_tokens
+
+
+AnyCache = TypeVar("AnyCache", bound=Cache)
+
+
+def common_prefix(one: Any, other: Any) -> int:
+    """How many tokens two numpy arrays have in common from the beginning."""
+    n = min(len(one), len(other))
+    differs = one[:n] != other[:n]
+    place = int(differs.argmax()) if n else 0
+    return place if n and differs[place] else n
+
+
+MIN_COPIED_TOKENS = 16
+"""A shorter common beginning is evaluated: a copy takes as long as the tokens behind it, too."""
+
+
+def choose_cache(
+    caches: Sequence[AnyCache],
+    n_common: Callable[[AnyCache], int],
+    rank: Callable[[AnyCache], tuple[int, int]],
+    may_copy: Callable[[AnyCache, int], bool],
+) -> tuple[AnyCache, AnyCache | None, int]:
+    """Choose where a new sequence goes, so that most of its prompt is known and least of what others left is lost.
+
+    Args:
+        caches: All; at least one is idle.
+        n_common: Tokens of the prompt that a cache begins with.
+        rank: The idle cache with the smallest is given up first.
+        may_copy: Whether so many of a cache's first tokens can be copied into another.
+
+    Returns:
+        The cache to take, the one to copy its beginning from (None: nothing to copy), and how many tokens to keep.
+    """
+    victim = min((cache for cache in caches if not cache.is_active), key=rank)
+    common = {id(cache): n_common(cache) for cache in caches}
+    # Of equals an idle one, which may be taken over without a copy.
+    source = max(caches, key=lambda cache: (common[id(cache)], not cache.is_active))
+    n = common[id(source)]
+    if n == 0:
+        return victim, None, 0
+    # A tail of a quarter is the old end of the same conversation; more is another one that only begins alike.
+    is_continued = source.n_tokens - n <= max(64, source.n_tokens // 4)
+    if not source.is_active and (is_continued or source is victim):
+        return source, None, n
+    if n >= MIN_COPIED_TOKENS and may_copy(source, n):
+        return victim, source, n
+    return victim, None, 0
+
+
+class Place(Protocol):
+    """A numbered KV cache, or whatever stands for one."""
+
+    number: int
+    n_tokens: int
+
+
+AnyPlace = TypeVar("AnyPlace", bound=Place)
+
+
+class Packing:
+    """Decides when holes between the running caches are worth closing.
+
+    A hole costs each step, a swap moves KV bytes: both are memory traffic, so they are compared in bytes. Like renting and
+    buying: a swap is made when the holes have cost as much as it will.
+    """
+
+    def __init__(self, hole_bytes: int, token_bytes: int, scratch_bytes: int, *, is_hole_per_cache: bool = False) -> None:
+        """Note what things cost.
+
+        Args:
+            hole_bytes: Read in every step for a hole.
+            token_bytes: KV of one token.
+            scratch_bytes: Host memory that one swap may take for a moment.
+            is_hole_per_cache: Each idle cache between two running ones costs, not each gap.
+        """
+        self._hole_bytes = hole_bytes
+        self._token_bytes = token_bytes
+        self._scratch_bytes = scratch_bytes
+        self._is_hole_per_cache = is_hole_per_cache
+        self._debt_bytes = 0
+
+    def plan(self, caches: Sequence[AnyPlace], runs: Callable[[AnyPlace], bool]) -> list[tuple[AnyPlace, AnyPlace]]:
+        """Swaps to make before this step; usually none.
+
+        Args:
+            caches: All, by number.
+            runs: Whether a cache takes part in this step.
+        """
+        running = [cache for cache in caches if runs(cache)]
+        if not running or running[-1].number - running[0].number == len(running) - 1:
+            self._debt_bytes = 0
+            return []
+        gaps = [b.number - a.number - 1 for a, b in itertools.pairwise(running)]
+        n_holes = sum(gaps) if self._is_hole_per_cache else sum(gap > 0 for gap in gaps)
+        swaps = self._cheapest(caches, running, runs)
+        n_tokens = sum(one.n_tokens + other.n_tokens for one, other in swaps)
+        if max(one.n_tokens + other.n_tokens for one, other in swaps) * self._token_bytes > self._scratch_bytes:
+            return []
+        self._debt_bytes += n_holes * self._hole_bytes
+        # Saved and restored: each byte is read twice and written twice.
+        if self._debt_bytes < 4 * n_tokens * self._token_bytes:
+            return []
+        self._debt_bytes = 0
+        return swaps
+
+    @staticmethod
+    def _cheapest(
+        caches: Sequence[AnyPlace], running: Sequence[AnyPlace], runs: Callable[[AnyPlace], bool]
+    ) -> list[tuple[AnyPlace, AnyPlace]]:
+        """The window of consecutive numbers that all running caches can be swapped into with the fewest tokens moved."""
+        best: list[tuple[AnyPlace, AnyPlace]] = []
+        best_cost: int | None = None
+        for start in range(len(caches) - len(running) + 1):
+            end = start + len(running)
+            outside = [cache for cache in running if not start <= cache.number < end]
+            inside = [cache for cache in caches[start:end] if not runs(cache)]
+            cost = sum(cache.n_tokens for cache in [*outside, *inside])
+            if best_cost is None or cost < best_cost:
+                best, best_cost = list(zip(outside, inside, strict=True)), cost
+        return best

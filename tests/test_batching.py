@@ -1,0 +1,250 @@
+"""What engines with continuous batching decide alike: chunks, turns, caches, holes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from hostler.batching import (
+    ALONE_STEP_S,
+    MIN_ALONE_TOKENS,
+    MIN_CHUNK_TOKENS,
+    MIN_COPIED_TOKENS,
+    PREFILL_SHARE,
+    Cache,
+    Pace,
+    Packing,
+    choose_cache,
+    common_prefix,
+    share_out,
+)
+
+# -- how many prompt tokens ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pace() -> Pace:
+    """A machine where a prompt token takes 2 ms and a decode step of 4 takes 20 ms."""
+    pace = Pace(n_batch=512, n_slots=16)
+    pace.learn(4, 0, 0.020)
+    pace.learn(0, 500, 1.0)
+    return pace
+
+
+def test_chunk_beside_running_answers_is_what_their_step_allows(pace: Pace) -> None:
+    assert pace.chunk_tokens(4) == int(PREFILL_SHARE * 0.020 / 0.002)
+
+
+def test_chunk_alone_is_a_whole_batch_if_that_is_short_enough(pace: Pace) -> None:
+    assert pace.chunk_tokens(0) == min(512, int(ALONE_STEP_S / 0.002))
+
+
+def test_chunk_alone_shrinks_on_a_slow_machine() -> None:
+    pace = Pace(n_batch=512, n_slots=4)
+    pace.learn(0, 128, 12.8)
+
+    assert pace.chunk_tokens(0) == MIN_ALONE_TOKENS
+
+
+def test_chunk_never_falls_below_its_floor_or_rises_above_the_batch() -> None:
+    pace = Pace(n_batch=64, n_slots=4)
+    pace.learn(1, 0, 0.001)
+    pace.learn(0, 64, 64.0)
+    assert pace.chunk_tokens(1) == MIN_CHUNK_TOKENS
+
+    for _ in range(50):
+        pace.learn(0, 64, 0.0001)
+    assert pace.chunk_tokens(1) == 64
+
+
+def test_cost_of_a_prompt_token_is_learnt_from_mixed_steps_without_their_decode(pace: Pace) -> None:
+    for _ in range(50):
+        pace.learn(4, 40, 0.020 + 40 * 0.003)
+
+    assert pace.chunk_tokens(4) == pytest.approx(PREFILL_SHARE * 0.020 / 0.003, abs=1)
+
+
+def test_unknown_decode_costs_are_taken_from_the_nearest_known(pace: Pace) -> None:
+    assert pace.chunk_tokens(5) == pace.chunk_tokens(4)
+
+
+def test_before_anything_is_known_chunks_are_small() -> None:
+    assert 0 < Pace(n_batch=512, n_slots=4).chunk_tokens(3) <= 64
+
+
+def test_an_engine_with_cheap_chunks_may_ask_for_shorter_steps() -> None:
+    pace = Pace(n_batch=512, n_slots=4, alone_step_s=0.1, min_alone_tokens=32, min_prompt_s=0.03)
+    pace.learn(0, 100, 0.1)
+    pace.learn(1, 0, 0.004)
+
+    assert pace.chunk_tokens(0) == 100
+    assert pace.chunk_tokens(1) == 30, "2.5 steps of 4 ms would be 10 tokens; nobody notices 30 ms"
+
+
+# -- whose prompt -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Prompt:
+    n: int
+
+    def n_missing(self) -> int:
+        return self.n
+
+
+def shared(n_tokens: int, *lengths: int) -> list[tuple[int, int]]:
+    prompts = [Prompt(n) for n in lengths]
+    return [(prompts.index(prompt), n) for prompt, n in share_out(prompts, n_tokens, lambda _: True)]
+
+
+def test_prompts_are_evaluated_in_the_order_they_came() -> None:
+    assert shared(100, 60, 80) == [(0, 60), (1, 40)]
+    assert shared(50, 60, 80) == [(0, 50)]
+
+
+def test_a_much_shorter_prompt_overtakes_on_half_of_the_tokens() -> None:
+    assert shared(100, 1000, 600, 200) == [(0, 50), (2, 50)]
+    assert shared(100, 1000, 30) == [(0, 70), (1, 30)]
+
+
+def test_a_prompt_that_is_better_left_for_later_gives_its_tokens_away() -> None:
+    prompts = [Prompt(1000), Prompt(30)]
+
+    chunks = share_out(prompts, 100, lambda prompt: prompt is prompts[0])
+
+    assert chunks == [(prompts[0], 100)]
+
+
+def test_a_prompt_whose_beginning_is_known_once_it_has_a_place_takes_only_the_rest() -> None:
+    prompts = [Prompt(80), Prompt(80)]
+
+    def place(prompt: Prompt) -> bool:
+        prompt.n = 10
+        return True
+
+    assert share_out(prompts, 64, place) == [(prompts[0], 10), (prompts[1], 10)]
+
+
+# -- which cache --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "n"), [([], [1], 0), ([1, 2, 3], [1, 2, 4], 2), ([1, 2], [1, 2, 3], 2), ([5], [6], 0), ([7], [7], 1)]
+)
+def test_common_prefix_is_counted(one: list[int], other: list[int], n: int) -> None:
+    assert common_prefix(np.array(one, np.int32), np.array(other, np.int32)) == n
+
+
+def cache(number: int, tokens: str, *, is_active: bool = False, last_used: int = 0) -> Cache:
+    made = Cache(number, np.zeros(1000, np.int32))
+    made.extend(np.frombuffer(tokens.encode(), np.uint8))
+    made.is_active, made.last_used = is_active, last_used
+    return made
+
+
+def chosen(caches: list[Cache], prompt: str, *, can_copy: bool = True) -> tuple[int, int | None, int]:
+    tokens = np.frombuffer(prompt.encode(), np.uint8)
+    taken, source, n = choose_cache(
+        caches,
+        lambda one: min(common_prefix(one.tokens, tokens), len(tokens) - 1),
+        lambda one: (int(one.n_tokens > 0), one.last_used),
+        lambda _, n: can_copy,
+    )
+    return taken.number, None if source is None else source.number, n
+
+
+def test_a_conversation_goes_on_where_it_lies() -> None:
+    assert chosen([cache(0, ""), cache(1, "x" * 90 + "old")], "x" * 90 + "new question") == (1, None, 90)
+
+
+def test_one_that_only_begins_alike_is_copied_and_left_in_peace() -> None:
+    system = "s" * 100
+    caches = [cache(0, ""), cache(1, system + "a long conversation of another user" * 10)]
+
+    assert chosen(caches, system + "hello") == (0, 1, 100)
+    assert chosen(caches, system + "hello", can_copy=False) == (0, None, 0)
+
+
+def test_a_running_ones_beginning_is_copied() -> None:
+    assert chosen([cache(0, "p" * 50, is_active=True), cache(1, "")], "p" * 50) == (1, 0, 49)
+
+
+def test_a_short_common_beginning_is_not_worth_a_copy() -> None:
+    short = "b" * (MIN_COPIED_TOKENS - 1)
+
+    assert chosen([cache(0, short + "x" * 200, is_active=True), cache(1, "")], short + "other") == (1, None, 0)
+
+
+def test_the_cache_of_the_lowest_rank_is_given_up() -> None:
+    assert chosen([cache(0, "a", last_used=3), cache(1, "b", last_used=2), cache(2, "c", is_active=True)], "zz")[0] == 1
+
+
+def test_a_cache_notes_what_lies_in_it() -> None:
+    one, other = cache(0, "abc"), cache(1, "")
+    one.append(ord("d"))
+    other.take_over(one, 2)
+
+    assert bytes(one.tokens.astype(np.uint8)) == b"abcd"
+    assert bytes(other.tokens.astype(np.uint8)) == b"ab"
+
+
+# -- holes --------------------------------------------------------------------------------------------------------------
+
+
+def made(*lengths: int) -> list[Cache]:
+    caches = [Cache(number, ()) for number in range(len(lengths))]
+    for cache, n_tokens in zip(caches, lengths, strict=True):
+        cache.n_tokens = n_tokens
+    return caches
+
+
+def swapped(packing: Packing, caches: list[Cache], *running: int) -> list[tuple[int, int]]:
+    plan = packing.plan(caches, lambda cache: cache.number in running)
+    return [(one.number, other.number) for one, other in plan]
+
+
+def test_no_swap_while_running_caches_are_neighbours() -> None:
+    packing = Packing(hole_bytes=10**9, token_bytes=1, scratch_bytes=10**9)
+    caches = made(10, 10, 10, 10)
+
+    assert swapped(packing, caches) == []
+    assert swapped(packing, caches, 2) == []
+    assert swapped(packing, caches, 1, 2, 3) == []
+
+
+def test_hole_is_closed_at_once_when_a_pass_costs_more_than_the_swap() -> None:
+    packing = Packing(hole_bytes=10**6, token_bytes=100, scratch_bytes=10**9)
+
+    assert swapped(packing, made(1000, 0, 10, 10), 0, 2, 3) == [(3, 1)]
+
+
+def test_cheapest_swap_moves_the_shortest_caches() -> None:
+    packing = Packing(hole_bytes=10**9, token_bytes=1, scratch_bytes=10**9)
+
+    assert swapped(packing, made(1000, 5, 7, 900), 0, 2) == [(2, 1)]
+    assert swapped(packing, made(5, 5, 800, 900), 0, 2, 3) == [(0, 1)]
+
+
+def test_expensive_swap_waits_until_the_holes_have_cost_as_much() -> None:
+    packing = Packing(hole_bytes=1000, token_bytes=1, scratch_bytes=10**9)
+    caches = made(500, 0, 500)  # 500 tokens moved: 2000 bytes of traffic
+
+    assert swapped(packing, caches, 0, 2) == []
+    assert swapped(packing, caches, 0, 2) == [(2, 1)]
+
+
+def test_swap_that_needs_too_much_scratch_memory_is_never_made() -> None:
+    packing = Packing(hole_bytes=10**12, token_bytes=1000, scratch_bytes=10**5)
+
+    assert [swapped(packing, made(500, 0, 500), 0, 2) for _ in range(5)] == [[]] * 5
+
+
+def test_each_idle_cache_between_running_ones_costs_where_an_engine_says_so() -> None:
+    each = Packing(hole_bytes=1000, token_bytes=1, scratch_bytes=10**9, is_hole_per_cache=True)
+    gap = Packing(hole_bytes=1000, token_bytes=1, scratch_bytes=10**9)
+    caches = made(500, 0, 0, 500)
+
+    assert swapped(each, caches, 0, 3)
+    assert not swapped(gap, caches, 0, 3)
