@@ -22,9 +22,9 @@ CORE = ROOT / "core" / "hostler"
 
 FLOORS = {
     # 0, ground: standard library and msgspec
-    "cores": 0, "errors": 0, "domain": 0, "config": 0, "home": 0, "logs": 0, "subscription": 0,
+    "cores": 0, "errors": 0, "domain": 0, "config": 0, "home": 0, "logs": 0, "patience": 0, "subscription": 0,
     # 1, native and storage
-    "_native": 1, "hardware": 1, "ring": 1, "modelcache": 1, "library": 1, "records": 1,
+    "_native": 1, "hardware": 1, "ring": 1, "modelcache": 1, "installed": 1, "library": 1, "records": 1,
     # 2, plugin contracts, and what is made of them
     "batching": 2, "engine": 2, "hookspecs": 2, "sources": 2, "plugins": 2, "prompt": 2, "testing": 2, "text": 2,
     "library.fetch": 2, "library.pulls": 2, "library.store": 2, "library.transfer": 2,

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
 import msgspec
 import pytest
 
+import hostler.plugins
 from hostler.engine import API_VERSION, EngineSpec
 from hostler.hookspecs import hookimpl
+from hostler.installed import write_disabled
+from hostler.patience import call_each
 from hostler.plugins import PluginInfo, Plugins, get_plugins
 from hostler.sources.contract import SourceSpec
-
-GOOD = """
-from hostler import EngineSpec, hookimpl
-
-@hookimpl
-def register_engines():
-    return [EngineSpec("NAME", ("FORMAT",), "made_up.engine:Engine", "made_up.engine:probe")]
-"""
+from support.madeup import GOOD, write_plugin
 
 Install = Callable[..., None]
 
@@ -36,18 +34,19 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     monkeypatch.setenv("HOSTLER_LOAD_PLUGINS", "")
     wanted: list[str] = []
 
-    def put(name: str, source: str, *, module: str = "", entry_point: str = "", version: str = "1.2.3") -> None:
-        module = module or f"made_up_{name}"
-        (site / f"{module}.py").write_text(source)
-        info = site / f"made_up_{name}-{version}.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: made-up-{name}\nVersion: {version}\n")
-        (info / "entry_points.txt").write_text(f"[hostler]\n{name} = {entry_point or module}\n")
+    def put(name: str, source: str = GOOD, **details: str) -> None:
+        module = write_plugin(site, name, source, **details)
         wanted.append(name)
         monkeypatch.setenv("HOSTLER_LOAD_PLUGINS", ",".join(wanted))
         monkeypatch.delitem(sys.modules, module, raising=False)
 
     return put
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What hangs is given up soon."""
+    monkeypatch.setattr(hostler.plugins, "call_each", partial(call_each, deadline_s=0.3))
 
 
 def load() -> Plugins:
@@ -89,11 +88,12 @@ def messages(plugins: Plugins) -> list[str]:
 
 
 def test_an_installed_plugin_is_found_by_its_entry_point(install: Install) -> None:
-    install("red", GOOD.replace("NAME", "red").replace("FORMAT", "redfile"))
+    install("red", GOOD.replace('("NAME",)', '("redfile",)'))
 
     plugins = load()
 
-    assert plugins.infos == [PluginInfo("red", "made_up_red", "1.2.3", "made-up-red", is_builtin=False)]
+    assert plugins.infos == [PluginInfo("red", "made_up_red")]
+    assert (plugins.infos[0].version, plugins.infos[0].distribution) == ("1.2.3", "made-up-red")
     assert plugins.engines["red"].formats == ("redfile",)
     assert plugins.engines_of("red") == [plugins.engines["red"]]
     assert messages(plugins) == []
@@ -101,7 +101,7 @@ def test_an_installed_plugin_is_found_by_its_entry_point(install: Install) -> No
 
 def test_a_plugin_whose_import_raises_is_named_with_its_package_and_skipped(install: Install) -> None:
     install("bad", "import there_is_no_such_module")
-    install("good", GOOD.replace("NAME", "good"))
+    install("good", GOOD)
 
     plugins = load()
 
@@ -145,20 +145,121 @@ def test_an_entry_point_that_leads_nowhere_is_named_and_skipped(install: Install
 
 
 def test_of_two_plugins_of_one_name_the_second_is_reported(install: Install) -> None:
-    install("twin", GOOD.replace("NAME", "one"))
+    install("twin", GOOD)
     plugins = load()
 
     plugins.register(EnginePlugin([spec()]), "twin")
 
-    assert list(plugins.engines) == ["one"]
+    assert list(plugins.engines) == ["twin"]
     assert messages(plugins) == [
         "plugin 'twin' cannot be registered: another plugin of that name came first; uninstall one of them"
     ]
 
 
+def test_a_plugin_whose_import_hangs_is_named_with_the_place_and_skipped(install: Install, impatient: None) -> None:
+    install("asleep", "import threading\nthreading.Event().wait()\n")
+    install("good", GOOD)
+
+    plugins = load()
+
+    assert list(plugins.engines) == ["good"]
+    (message,) = messages(plugins)
+    assert message.startswith("plugin 'asleep' is skipped: its import did not return within 0.3 s; it stands at ")
+    assert "made_up_asleep.py:2, in <module>" in message
+    assert message.endswith("`hostler plugins disable asleep` leaves it out")
+    assert plugins.left_out == [PluginInfo("asleep", "made_up_asleep", state="failed")]
+
+
+def test_a_plugin_tells_what_its_import_loaded_beside_itself(install: Install, tmp_path: Path) -> None:
+    (tmp_path / "site" / "made_up_library.py").write_text("import wave\n")
+    install("greedy", "import made_up_library\n" + GOOD)
+
+    (info,) = load().infos
+
+    assert info.brought == ("made_up_library",)
+    assert info.import_s > 0
+
+
+# -- the version of the plugin API ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", [GOOD, GOOD.replace("HOSTLER_API = 1\n", "")])
+def test_a_plugin_that_was_built_for_this_api_is_loaded_and_one_that_says_nothing_counts_as_the_first(
+    install: Install, source: str
+) -> None:
+    install("fits", source)
+
+    assert list(load().engines) == ["fits"]
+
+
+def test_a_plugin_that_was_built_for_another_api_is_refused_by_name_and_the_others_live(install: Install) -> None:
+    install("future", GOOD.replace("HOSTLER_API = 1", "HOSTLER_API = 2"))
+    install("good", GOOD)
+
+    plugins = load()
+
+    assert list(plugins.engines) == ["good"]
+    assert messages(plugins) == [
+        "plugin 'future' was built for version 2 of hostler's plugin API, and this hostler has version 1; install a release "
+        "of made-up-future that fits, or the hostler that it was built for"
+    ]
+    assert plugins.left_out == [PluginInfo("future", "made_up_future", state="failed")]
+
+
+def test_a_plugin_of_another_api_that_misses_names_is_refused_for_its_api(install: Install) -> None:
+    """Its import fails because it was built for something else: that is the reason to tell, not the missing name."""
+    install("future", '"""A plugin."""\n\nfrom hostler import hookimpl, ThingOfVersion2\n\nHOSTLER_API = 2  # ours\n')
+
+    (message,) = messages(load())
+
+    assert message.startswith("plugin 'future' was built for version 2 of hostler's plugin API")
+
+
+def test_a_plugin_object_speaks_the_api_of_its_module(install: Install) -> None:
+    source = "from hostler import hookimpl\nHOSTLER_API = 2\nclass Plugin:\n    pass\nplugin = Plugin()\n"
+    install("future", source, entry_point="made_up_future:plugin")
+
+    assert "was built for version 2" in messages(load())[0]
+
+
+def test_a_plugin_whose_api_is_no_number_is_refused(install: Install) -> None:
+    install("odd", GOOD.replace("HOSTLER_API = 1", "HOSTLER_API = '1'"))
+
+    assert messages(load()) == ["plugin 'odd' says HOSTLER_API = '1'; it must be a whole number, such as 1"]
+
+
+# -- choosing ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_disabled_plugin_is_not_imported(install: Install, tmp_path: Path) -> None:
+    install("off", "raise RuntimeError('imported')")
+    write_disabled(tmp_path / "home", ["off", "pypi"])
+
+    plugins = get_plugins(tmp_path / "home")
+
+    assert plugins.problems == []
+    assert "pypi" not in plugins.sources
+    assert plugins.left_out == [
+        PluginInfo("pypi", "hostler.sources.pypi", is_builtin=True, state="disabled"),
+        PluginInfo("off", "made_up_off", state="disabled"),
+    ]
+
+
+def test_choices_that_cannot_be_read_are_a_problem_and_leave_nothing_out(install: Install, tmp_path: Path) -> None:
+    install("on", GOOD)
+    (tmp_path / "plugins.json").write_text('{"disabled": "on"}')
+
+    plugins = get_plugins(tmp_path)
+
+    assert "on" in plugins.engines
+    (problem,) = plugins.problems
+    assert str(tmp_path / "plugins.json") in problem.message
+    assert "Expected `array`, got `str`" in problem.message
+
+
 def test_load_plugins_names_the_only_ones_to_load(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    install("one", GOOD.replace("NAME", "one"))
-    install("two", GOOD.replace("NAME", "two"))
+    install("one", GOOD)
+    install("two", GOOD)
 
     monkeypatch.setenv("HOSTLER_LOAD_PLUGINS", " two ,")
 
@@ -188,6 +289,40 @@ def test_a_hook_that_raises_costs_only_its_own_answer() -> None:
 
     assert list(plugins.engines) == ["toy"]
     assert messages(plugins) == ["plugin 'p0' register_engines raised RuntimeError: out of order"]
+
+
+def test_a_hook_that_exits_does_not_end_the_host() -> None:
+    class Leaver:
+        @hookimpl
+        def register_engines(self) -> object:
+            sys.exit("enough")
+
+    plugins = Plugins()
+    plugins.register(Leaver(), "leaver")
+
+    assert messages(plugins) == ["plugin 'leaver' register_engines raised SystemExit: enough"]
+
+
+def test_a_hook_that_hangs_is_named_and_no_other_hook_of_its_plugin_is_called(impatient: None) -> None:
+    asked: list[str] = []
+
+    class Asleep:
+        @hookimpl
+        def register_engines(self) -> object:
+            threading.Event().wait()
+
+        @hookimpl
+        def register_sources(self) -> object:
+            asked.append("sources")
+
+    plugins = Plugins()
+    plugins.register(Asleep(), "asleep")
+    plugins.register(EnginePlugin([spec()]), "awake")
+
+    assert list(plugins.engines) == ["toy"]
+    (message,) = messages(plugins)
+    assert message.startswith("plugin 'asleep' is skipped: register_engines did not return within 0.3 s; it stands at ")
+    assert asked == []
 
 
 def test_a_hook_that_raises_while_it_yields_gives_nothing() -> None:
@@ -333,7 +468,7 @@ class CommandPlugin:
             raise self.error
 
 
-def cli_with(**of_plugins: CommandPlugin) -> tuple[click.Group, Plugins]:
+def cli_with(**of_plugins: object) -> tuple[click.Group, Plugins]:
     cli = click.Group("hostler")
     cli.add_command(click.Command("serve"))
     plugins = Plugins()
@@ -362,6 +497,32 @@ def test_a_plugin_cannot_replace_a_command() -> None:
 
     assert sorted(cli.commands) == ["serve"]
     assert messages(plugins) == ["plugin 'bad' register_commands replaced 'serve'; its commands are skipped"]
+
+
+def test_of_two_plugins_that_add_one_command_the_first_has_it() -> None:
+    cli, plugins = cli_with(first=CommandPlugin("coal"), second=CommandPlugin("shunt", "coal"))
+
+    assert sorted(cli.commands) == ["coal", "serve"]
+    assert messages(plugins) == ["plugin 'second' register_commands replaced 'coal'; its commands are skipped"]
+
+
+def test_a_plugin_that_hangs_while_it_adds_commands_adds_none_even_later(impatient: None) -> None:
+    release = threading.Event()
+
+    class Late:
+        @hookimpl
+        def register_commands(self, cli: click.Group) -> None:
+            release.wait()
+            cli.add_command(click.Command("late"))
+
+    cli, plugins = cli_with(late=Late(), good=CommandPlugin("coal"))
+    release.set()
+    for thread in threading.enumerate():
+        if thread.name == "plugins":
+            thread.join(10)
+
+    assert sorted(cli.commands) == ["coal", "serve"]
+    assert "plugin 'late' is skipped: register_commands did not return" in messages(plugins)[0]
 
 
 def test_a_broken_plugin_leaves_the_command_line_working(install: Install, tmp_path: Path) -> None:

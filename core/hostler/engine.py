@@ -21,7 +21,9 @@ from hostler.domain import FinishReason, MemoryEstimate, MemoryUse, SamplingPara
 from hostler.domain import ModelFiles as ModelFiles  # part of the contract, shown here
 
 API_VERSION = 1
-"""Major version of this contract; a plugin names the one it was built for in its EngineSpec."""
+"""Major version of what plugins are written against: the hooks, their answers and this contract. A plugin says which one it
+was written for (`HOSTLER_API = 1` in its module); another one is refused by name. It changes when an old plugin would break,
+not when something is added."""
 
 Progress = Callable[[float], bool]
 """Takes the loaded fraction, 0 to 1; False means: stop loading and raise. Each call renews the start deadline."""
@@ -203,6 +205,7 @@ class EngineSpec(msgspec.Struct, frozen=True):
     """Called in the host: the context the model's file allows, 0 when unknown."""
     environment: Mapping[str, str] = {}
     """Set in the worker before the engine is imported, unless the user has set it."""
-    api_version: int = API_VERSION
+    api_version: int = 1
+    """As HOSTLER_API, where one package brings engines for several; a default could only name this hostler's own."""
     version: str = ""
     """The plugin's own version."""

@@ -1,25 +1,34 @@
-"""The plugin manager: finds plugins by the entry-point group `hostler`, registers their hooks and collects the answers.
+"""The plugin manager: loads what is installed, registers its hooks and collects the answers.
 
-Floor 2; used in the host and in the CLI, never in a worker. A plugin that fails to import or whose hook raises is named in
-`problems`, skipped, and shown by `hostler doctor`; the host lives on. HOSTLER_LOAD_PLUGINS (comma-separated entry-point
-names) loads only those; the empty string loads none but the built-in ones.
+Floor 2; used in the host and in the CLI, never in a worker. A plugin that cannot be imported, that was built for another
+version of the plugin API, or whose hook raises or hangs is named in `problems` and skipped, and shown by `hostler plugins`
+and `hostler doctor`; the host lives on. What strangers wrote runs on a thread of its own with a deadline (patience.py).
+
+Two things leave plugins out: `hostler plugins disable` (HOME/plugins.json, see installed.py), and HOSTLER_LOAD_PLUGINS
+(comma-separated entry-point names), which loads only those; the empty string loads none but the built-in ones.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
-import importlib.metadata
 import logging
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import sys
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
 from hostler import hookspecs
 from hostler.engine import API_VERSION, EngineSpec
+from hostler.errors import ConfigError
+from hostler.installed import CHOICES_FILE, InstalledPlugin, find_installed, read_disabled
+from hostler.patience import TookTooLong, call_each
 from hostler.sources.contract import SourceSpec
 
 if TYPE_CHECKING:
@@ -31,7 +40,6 @@ BUILTIN = (
     "hostler.sources.https",
     "hostler.sources.file",
 )
-ENTRY_POINT_GROUP = "hostler"
 
 log = logging.getLogger(__name__)
 _Spec = TypeVar("_Spec")
@@ -51,20 +59,60 @@ class PluginInfo:
 
     name: str
     module: str
-    version: str
-    distribution: str
-    is_builtin: bool
+    is_builtin: bool = False
+    state: str = "loaded"
+    """`loaded`, `failed` (it could not be) or `disabled` (by this home)."""
+    installed: InstalledPlugin | None = field(default=None, compare=False, repr=False)
+    """Its entry point; None for hostler's own."""
+    import_s: float = field(default=0.0, compare=False)
+    """What its import took."""
+    brought: tuple[str, ...] = field(default=(), compare=False)
+    """The packages that its import loaded beside its own, the standard library's left out."""
+
+    @property
+    def version(self) -> str:
+        """Its package's version."""
+        return self.installed.version if self.installed is not None else ""
+
+    @property
+    def distribution(self) -> str:
+        """Its package's name."""
+        return self.installed.distribution if self.installed is not None else ""
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What an import gave, and what it cost."""
+
+    plugin: Any
+    import_s: float = 0.0
+    brought: tuple[str, ...] = ()
 
 
 class Plugins:
     """All plugins of this process. Made by one thread, then only read, by any."""
 
-    def __init__(self) -> None:
+    def __init__(self, disabled: Collection[str] = ()) -> None:
+        """Load nothing yet.
+
+        Args:
+            disabled: Names to leave out.
+        """
         self.manager = pluggy.PluginManager("hostler")
         self.manager.add_hookspecs(hookspecs)
         self.problems: list[PluginProblem] = []
-        """What went wrong so far; complete once `engines` and `sources` have been read, as `get_plugins` does."""
+        """What went wrong so far; complete once all that plugins bring has been read, as `get_plugins` does."""
         self.infos: list[PluginInfo] = []
+        """Those that are registered, in their order."""
+        self.left_out: list[PluginInfo] = []
+        """Those that are not, each with its state."""
+        self.loaded: dict[str, Any] = {}
+        """Name -> plugin, of the installed ones."""
+        self._disabled = frozenset(disabled)
+        self.delays: list[PluginProblem] = []
+        """Those of the problems that cost everybody's time: an import or a hook that does not return."""
+        self._stuck: set[str] = set()
+        """A hook of theirs did not return; no other is called."""
 
     # -- finding --------------------------------------------------------------------------------------------------
 
@@ -72,33 +120,74 @@ class Plugins:
         """Register hostler's own plugins by module name."""
         for name in names:
             short = name.rpartition(".")[2]
-            module = self._import(short, partial(importlib.import_module, name), name)
-            if module is not None:
-                self.register(module, short, is_builtin=True)
-
-    def load_installed(self) -> None:
-        """Register every plugin that is installed, in the order of their names."""
-        only = os.environ.get("HOSTLER_LOAD_PLUGINS")
-        wanted = None if only is None else {name.strip() for name in only.split(",") if name.strip()}
-        entries = sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name)
-        for name in sorted((wanted or set()) - {entry.name for entry in entries}):
-            self._report(name, "is named in HOSTLER_LOAD_PLUGINS, but no installed package brings it")
-        for entry in entries:
-            if wanted is not None and entry.name not in wanted:
+            if short in self._disabled:
+                self.left_out.append(PluginInfo(short, name, is_builtin=True, state="disabled"))
                 continue
-            distribution = entry.dist
-            source = f"{entry.value}, of {distribution.name} {distribution.version}" if distribution else entry.value
-            plugin = self._import(entry.name, entry.load, source)
-            if plugin is not None:
-                self.register(
-                    plugin,
-                    entry.name,
-                    version=distribution.version if distribution else "",
-                    distribution=distribution.name if distribution else "",
-                )
+            try:
+                self.register(importlib.import_module(name), short, is_builtin=True)
+            except ImportError as error:
+                self._report(short, f"cannot be imported ({name}): {_described(error)}", error)
+                self.left_out.append(PluginInfo(short, name, is_builtin=True, state="failed"))
 
-    def register(self, module: Any, name: str, *, is_builtin: bool = False, version: str = "", distribution: str = "") -> None:
-        """Register one plugin object under a name; a second of the same name is reported and skipped."""
+    def load_installed(self, *, kept: Mapping[str, Any] | None = None, refused: Mapping[str, str] | None = None) -> None:
+        """Register every plugin that is installed, in the order of their names.
+
+        Args:
+            kept: Name -> plugin, of those that an earlier manager has loaded and that have not changed.
+            refused: Name -> why it must not be imported.
+        """
+        wanted = self._wanted(find_installed())
+        calls = [partial(_import, plugin, kept or {}, refused or {}) for plugin in wanted]
+        for plugin, outcome in zip(wanted, call_each(calls), strict=True):
+            if isinstance(outcome, _Loaded) and self._fits(plugin, outcome.plugin):
+                self.loaded[plugin.name] = outcome.plugin
+                self.register(
+                    outcome.plugin, plugin.name, installed=plugin, import_s=outcome.import_s, brought=outcome.brought
+                )
+                continue
+            if isinstance(outcome, BaseException):
+                self._report_import(plugin, outcome)
+            self.left_out.append(PluginInfo(plugin.name, plugin.target, state="failed", installed=plugin))
+
+    def _wanted(self, found: Sequence[InstalledPlugin]) -> list[InstalledPlugin]:
+        only = os.environ.get("HOSTLER_LOAD_PLUGINS")
+        names = None if only is None else {name.strip() for name in only.split(",") if name.strip()}
+        for name in sorted((names or set()) - {plugin.name for plugin in found}):
+            self._report(name, "is named in HOSTLER_LOAD_PLUGINS, but no installed package brings it")
+        wanted = [plugin for plugin in found if names is None or plugin.name in names]
+        for plugin in wanted:
+            if plugin.name in self._disabled:
+                self.left_out.append(PluginInfo(plugin.name, plugin.target, state="disabled", installed=plugin))
+        return [plugin for plugin in wanted if plugin.name not in self._disabled]
+
+    def _fits(self, installed: InstalledPlugin, plugin: Any) -> bool:
+        """Whether the plugin speaks this hostler's API; one that does not say so speaks the first."""
+        of_module = sys.modules.get(getattr(plugin, "__module__", None) or installed.target.partition(":")[0])
+        declared = getattr(plugin, "HOSTLER_API", getattr(of_module, "HOSTLER_API", 1))
+        if not isinstance(declared, int) or isinstance(declared, bool):
+            self._report(installed.name, f"says HOSTLER_API = {declared!r}; it must be a whole number, such as {API_VERSION}")
+            return False
+        if declared != API_VERSION:
+            self._report(installed.name, _is_of_another_api(declared, installed.distribution))
+        return declared == API_VERSION
+
+    def _report_import(self, plugin: InstalledPlugin, error: BaseException) -> None:
+        declared = plugin.declared_api()
+        if isinstance(error, _Refused):
+            self._report(plugin.name, str(error))
+        elif isinstance(error, TookTooLong):
+            self._report_delay(plugin.name, "its import", error)
+        elif declared not in {None, API_VERSION}:  # of course it misses names that this hostler does not have
+            self._report(plugin.name, _is_of_another_api(declared, plugin.distribution), error)
+        else:
+            self._report(plugin.name, f"cannot be imported ({plugin.origin}): {_described(error)}", error)
+
+    def register(self, module: Any, name: str, **details: Any) -> None:
+        """Register one plugin object under a name; a second of the same name is reported and skipped.
+
+        Args:
+            details: Fields of its PluginInfo.
+        """
         if self.manager.has_plugin(name):
             self._report(name, "cannot be registered: another plugin of that name came first; uninstall one of them")
             return
@@ -110,7 +199,7 @@ class Plugins:
         for caller in self.manager.get_hookcallers(module) or ():
             if not caller.has_spec():
                 self._report(name, f"implements {caller.name}, a hook that this hostler does not have; it is never called")
-        self.infos.append(PluginInfo(name, getattr(module, "__name__", repr(module)), version, distribution, is_builtin))
+        self.infos.append(PluginInfo(name, getattr(module, "__name__", repr(module)), **details))
 
     # -- what they bring ------------------------------------------------------------------------------------------
 
@@ -139,20 +228,28 @@ class Plugins:
         return next((spec for spec in self.engines.values() if model_format in spec.formats), None)
 
     def add_commands(self, cli: click.Group) -> None:
-        """Let every plugin add its commands; one that raises, or takes a name that is there already, adds none."""
-        for implementation in self._implementations("register_commands"):
-            before = dict(cli.commands)
-            try:
-                implementation.function(**({"cli": cli} if "cli" in implementation.argnames else {}))
-            except Exception as error:  # noqa: BLE001 - a stranger's hook must not stop the host
-                self._report(implementation.plugin_name, f"register_commands raised {_described(error)}", error)
-                cli.commands = before
+        """Let every plugin add its commands; one that raises, hangs, or takes a name that is there already, adds none."""
+        implementations = self._implementations("register_commands")
+        # Each gets a copy, so that one that is late, or fails half way, leaves nothing behind.
+        drafts = [_draft_of(cli) for _ in implementations]
+        before = dict(cli.commands)
+        calls = [
+            partial(implementation.function, **({"cli": draft} if "cli" in implementation.argnames else {}))
+            for implementation, draft in zip(implementations, drafts, strict=True)
+        ]
+        for implementation, draft, outcome in zip(implementations, drafts, call_each(calls), strict=True):
+            name = implementation.plugin_name
+            if isinstance(outcome, BaseException):
+                self._report_hook(name, "register_commands", outcome)
                 continue
-            taken = [name for name, command in before.items() if cli.commands.get(name) is not command]
+            replaced = [command for command in before if draft.commands.get(command) is not before[command]]
+            new = {command: value for command, value in draft.commands.items() if command not in before}
+            taken = [*replaced, *(command for command in new if command in cli.commands)]
             if taken:
-                names = ", ".join(repr(name) for name in taken)
-                self._report(implementation.plugin_name, f"register_commands replaced {names}; its commands are skipped")
-                cli.commands = before
+                names = ", ".join(repr(command) for command in taken)
+                self._report(name, f"register_commands replaced {names}; its commands are skipped")
+            else:
+                cli.commands.update(new)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -191,33 +288,37 @@ class Plugins:
     def _collect(self, hook: str, expected: type[_Spec]) -> list[tuple[str, _Spec]]:
         # One call per plugin instead of pluggy's multicall, so that one that raises costs only its own answer.
         found: list[tuple[str, _Spec]] = []
-        for implementation in self._implementations(hook):
+        implementations = self._implementations(hook)
+        calls = [partial(_answers_of, implementation) for implementation in implementations]
+        for implementation, outcome in zip(implementations, call_each(calls), strict=True):
             name = implementation.plugin_name
-            try:
-                answer = implementation.function()
-                answers = list(answer) if isinstance(answer, Iterable) and not isinstance(answer, str) else [answer]
-            except Exception as error:  # noqa: BLE001 - see add_commands
-                self._report(name, f"{hook} raised {_described(error)}", error)
+            if isinstance(outcome, BaseException):
+                self._report_hook(name, hook, outcome)
                 continue
-            for item in [] if answer is None else answers:
+            for item in outcome:
                 if isinstance(item, expected):
                     found.append((name, item))
                 else:
                     self._report(name, f"{hook} gave {item!r}, which is no {expected.__name__}")
         return found
 
+    def _report_hook(self, plugin: str, hook: str, error: BaseException) -> None:
+        if isinstance(error, TookTooLong):
+            self._stuck.add(plugin)
+            self._report_delay(plugin, hook, error)
+        else:
+            self._report(plugin, f"{hook} raised {_described(error)}", error)
+
     def _implementations(self, hook: str) -> list[pluggy.HookImpl]:
         """A hook's implementations in the order in which their plugins were registered."""
         order = {info.name: index for index, info in enumerate(self.infos)}
         found: list[pluggy.HookImpl] = getattr(self.manager.hook, hook).get_hookimpls()
+        found = [implementation for implementation in found if implementation.plugin_name not in self._stuck]
         return sorted(found, key=lambda implementation: order.get(implementation.plugin_name, len(order)))
 
-    def _import(self, name: str, load: Callable[[], Any], source: str) -> Any:
-        try:
-            return load()
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a module does on import, save Ctrl-C
-            self._report(name, f"cannot be imported ({source}): {_described(error)}", error)
-            return None
+    def _report_delay(self, plugin: str, what: str, error: TookTooLong) -> None:
+        self._report(plugin, f"is skipped: {what} {error}; `hostler plugins disable {plugin}` leaves it out")
+        self.delays.append(self.problems[-1])
 
     def _report(self, plugin: str, message: str, error: BaseException | None = None) -> None:
         problem = PluginProblem(plugin, f"plugin {plugin!r} {message}")
@@ -226,13 +327,72 @@ class Plugins:
             log.debug("%s", problem.message, exc_info=error)
 
 
-def get_plugins() -> Plugins:
-    """A fresh manager with the built-in and all installed plugins, and with all they bring collected."""
-    plugins = Plugins()
+def get_plugins(home: Path | None = None) -> Plugins:
+    """A fresh manager with the built-in and all installed plugins, and with all they bring collected.
+
+    Args:
+        home: Whose choices count; None: nothing is disabled.
+    """
+    return load_plugins(home)
+
+
+def load_plugins(
+    home: Path | None, *, kept: Mapping[str, Any] | None = None, refused: Mapping[str, str] | None = None
+) -> Plugins:
+    """As `get_plugins`; with the arguments of `load_installed`."""
+    plugins = without_disabled(home)
     plugins.load_builtin()
-    plugins.load_installed()
+    plugins.load_installed(kept=kept, refused=refused)
     _ = plugins.engines, plugins.sources  # so that `problems` is complete
     return plugins
+
+
+def without_disabled(home: Path | None) -> Plugins:
+    """An empty manager that will leave out what this home has disabled. A file of choices that cannot be read is a problem
+    to show; it leaves out nothing."""
+    try:
+        return Plugins(read_disabled(home) if home is not None else ())
+    except ConfigError as error:
+        plugins = Plugins()
+        plugins.problems.append(PluginProblem(CHOICES_FILE, error.message))
+        return plugins
+
+
+class _Refused(Exception):
+    """A plugin that is not to be imported; the text is the reason."""
+
+
+def _import(plugin: InstalledPlugin, kept: Mapping[str, Any], refused: Mapping[str, str]) -> _Loaded:
+    if plugin.name in refused:
+        raise _Refused(refused[plugin.name])
+    if plugin.name in kept:
+        return _Loaded(kept[plugin.name])
+    known, started = set(sys.modules), time.perf_counter()
+    loaded = plugin.load()
+    import_s = time.perf_counter() - started
+    packages = {name.partition(".")[0] for name in set(sys.modules) - known}
+    own = {"hostler", plugin.target.partition(":")[0].partition(".")[0]}
+    return _Loaded(loaded, import_s, tuple(sorted(packages - own - sys.stdlib_module_names)))
+
+
+def _answers_of(implementation: pluggy.HookImpl) -> list[Any]:
+    answer = implementation.function()
+    if answer is None:
+        return []
+    return list(answer) if isinstance(answer, Iterable) and not isinstance(answer, str) else [answer]
+
+
+def _draft_of(cli: click.Group) -> click.Group:
+    draft = copy.copy(cli)
+    draft.commands, draft.params = dict(cli.commands), list(cli.params)
+    return draft
+
+
+def _is_of_another_api(declared: int | None, distribution: str) -> str:
+    return (
+        f"was built for version {declared} of hostler's plugin API, and this hostler has version {API_VERSION}; "
+        f"install a release of {distribution or 'its package'} that fits, or the hostler that it was built for"
+    )
 
 
 def _described(error: BaseException) -> str:

@@ -89,7 +89,7 @@ def _serve(settings: Settings, sockets: list[socket.socket], stop: _StopSignals,
     from hostler.runtime import Runtime
 
     token = secrets.token_urlsafe(24)
-    plugins = get_plugins()
+    plugins = get_plugins(settings.home)
     runtime = Runtime(settings, plugins)
     log.debug("engines: %s", ", ".join(plugins.engines) or "none")  # asks every plugin, so that problems come out here
     for problem in plugins.problems:

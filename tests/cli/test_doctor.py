@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from hostler.cli import cli
 from hostler.cli.doctor import check_home, check_library, check_plugins, check_settings, probe_engine
 from hostler.engine import EngineSpec
-from hostler.plugins import PluginProblem, Plugins
+from hostler.plugins import PluginInfo, PluginProblem, Plugins
 
 
 def engine(tmp_path, monkeypatch, body):
@@ -84,6 +84,21 @@ def test_folder_that_is_no_model_is_named(tmp_path):
 
     assert count.detail == "0 models here"
     assert (problem.subject, problem.state) == ("model folder broken", "warning")
+
+
+def test_plugins_that_are_disabled_or_slow_to_import_are_shown():
+    plugins = Plugins()
+    plugins.left_out.append(PluginInfo("off", "made_up_off", state="disabled"))
+    plugins.infos.append(PluginInfo("slow", "made_up_slow", import_s=1.25, brought=("numpy", "torch")))
+    plugins.infos.append(PluginInfo("quick", "made_up_quick", import_s=0.001))
+
+    disabled, slow, verdict = check_plugins(plugins)
+
+    assert (disabled.subject, disabled.state) == ("plugin off", "ok")
+    assert "hostler plugins enable off" in disabled.detail
+    assert (slow.subject, slow.state) == ("plugin slow", "warning")
+    assert "its import takes 1.2 s with numpy, torch" in slow.detail
+    assert verdict.state == "failed"
 
 
 def test_plugins_without_an_engine_fail_with_what_to_install():

@@ -44,17 +44,17 @@ class CommandGroup(click.Group):
             raise ValueError(f"there is already a command named {name or cmd.name!r}")
         super().add_command(cmd, name)
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - the signature is click's
+    def list_commands(self, ctx: click.Context) -> list[str]:
         """All names, in the order of registration."""
         self._load_builtin()
-        self._load_installed()
+        self._load_installed(ctx)
         return list(self.commands)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Find a command; looks at installed plugins only when hostler itself has none of that name."""
         self._load_builtin()
         if cmd_name not in self.commands:
-            self._load_installed()
+            self._load_installed(ctx)
         return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -79,14 +79,18 @@ class CommandGroup(click.Group):
             plugins.load_builtin(COMMAND_MODULES)
             plugins.add_commands(self)
 
-    def _load_installed(self) -> None:
+    def _load_installed(self, ctx: click.Context) -> None:
         if not self._has_installed:
             self._has_installed = True
-            from hostler.plugins import Plugins
+            from hostler.config import default_home
+            from hostler.plugins import without_disabled
 
-            plugins = Plugins()
+            home = ctx.find_root().params.get("home")
+            plugins = without_disabled(home or default_home())
             plugins.load_installed()
             plugins.add_commands(self)
+            for problem in plugins.delays:  # every command that looks for plugins waits for them
+                click.echo(f"Warning: {problem.message}", err=True)
 
 
 def _print_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:  # noqa: ARG001 - click's
@@ -113,6 +117,7 @@ def _print_version(context: click.Context, parameter: click.Parameter, value: bo
 @click.option(
     "--home",
     type=click.Path(path_type=Path, file_okay=False),
+    is_eager=True,  # --help shows the commands of this home's plugins
     help="Data folder; also HOSTLER_HOME. Every command takes it, too.",
 )
 @click.pass_context

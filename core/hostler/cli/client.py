@@ -179,7 +179,7 @@ def _work_here(settings: Settings, *, is_owner: bool) -> Iterator[Client]:
     from hostler.runtime import Runtime
 
     token = secrets.token_urlsafe(24)
-    runtime = Runtime(settings, get_plugins())
+    runtime = Runtime(settings, get_plugins(settings.home))
     runtime.records.is_owner = is_owner
     try:
         transport = httpx.WSGITransport(_with_wsgi_path(create_app(runtime, settings, cli_token=token)))

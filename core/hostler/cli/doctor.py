@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 PROBE_TIMEOUT_S = 60.0
 """Importing an engine's library from a cold disk takes seconds; a hung driver takes for ever."""
 
+SLOW_IMPORT_S = 0.3
+"""An import of a plugin that is worth a word: some thirty times what one should take, so that a cold disk is no reason."""
+
 
 class Finding(msgspec.Struct, frozen=True):
     """One thing that was looked at."""
@@ -65,7 +68,7 @@ def examine() -> Iterator[Finding]:
     yield check_settings(home)
     yield check_memory()
     yield check_server(home)
-    plugins = get_plugins()
+    plugins = get_plugins(home)
     engines = list(plugins.engines.values())
     yield from check_library(home, plugins)
     yield from check_plugins(plugins)
@@ -157,9 +160,21 @@ def check_library(home: Path, plugins: Plugins) -> Iterator[Finding]:
 
 
 def check_plugins(plugins: Plugins) -> Iterator[Finding]:
-    """What is wrong with plugins, and whether there is any engine at all."""
+    """What is wrong with plugins, which are left out, and whether there is any engine at all."""
     for problem in plugins.problems:
         yield Finding(f"plugin {problem.plugin}", "warning", problem.message)
+    for info in plugins.left_out:
+        if info.state == "disabled":
+            yield Finding(f"plugin {info.name}", "ok", f"disabled; `hostler plugins enable {info.name}` takes it in again")
+    for info in plugins.infos:
+        if info.import_s > SLOW_IMPORT_S:
+            with_what = f" with {', '.join(info.brought[:8])}" if info.brought else ""
+            yield Finding(
+                f"plugin {info.name}",
+                "warning",
+                f"its import takes {info.import_s:.1f} s{with_what}, and every command waits for it; {info.module} should "
+                f"import what it needs when it needs it",
+            )
     if plugins.engines:
         yield Finding("plugins", "ok", ", ".join(info.name for info in plugins.infos))
     else:

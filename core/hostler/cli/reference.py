@@ -48,7 +48,8 @@ events = ["model.*", "thread.*"]    # optional; without it model.*
 
 An unknown name in `config.toml` and a bad value anywhere are errors that name the place. The data folder itself is given by
 `--home` or `HOSTLER_HOME`; without them it is the platform's folder for user data (`~/.local/share/hostler` on Linux).
-`HOSTLER_LOAD_PLUGINS` (names separated by commas) loads only those plugins.
+`HOSTLER_LOAD_PLUGINS` (names separated by commas) loads only those plugins; `hostler plugins disable` keeps what it leaves out
+in `HOME/plugins.json`.
 
 Settings of a model (`ctx_len`, `n_parallel`, `ngl`, `cpu_threads`, ...) are not here: they belong to the model, in its
 `model.json`, and are changed by `hostler set MODEL ctx_len=4096`, or for one run by `hostler start MODEL --set ctx_len=4096`.

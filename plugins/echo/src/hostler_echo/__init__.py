@@ -9,6 +9,8 @@ from hostler import EngineSpec, hookimpl
 from hostler_echo.model import context_length, estimate
 
 __version__ = "0.1.0"
+HOSTLER_API = 1
+"""The version of hostler's plugin API that this was written for."""
 
 
 @hookimpl

@@ -1,12 +1,12 @@
 """Bad manners on request: what the engine does wrong, when, and how it is asked to.
 
 Runs in a worker, on the engine's thread. A request comes from the model file (`manners`), from the settings of a run
-(any name below), or from a prompt that begins with `[[echo: NAME NAME=VALUE ...]]`; a later one wins.
+(any name below), or from a prompt that begins with `[[echo: NAME NAME=VALUE ...]]`; a later one wins. The host reads what a
+model file says of them, so ctypes (6 ms) is imported by who needs it.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import shlex
@@ -124,6 +124,8 @@ def misbehave_at_load(manners: Manners, path: str, progress: Progress) -> None:
     """
     if manners.ignore_sigterm and os.name == "posix":
         # The engine's thread need not be the main one, the only one that signal.signal() takes; libc is not so strict.
+        import ctypes
+
         ctypes.CDLL(None).signal(signal.SIGTERM, ctypes.c_void_p(int(signal.SIG_IGN)))
     if manners.load_print:
         print_garbage(manners.load_print)
@@ -181,6 +183,8 @@ def stand_still() -> None:
 
 def stand_still_with_gil() -> None:
     """Never return, no other Python thread goes on: a PyDLL call keeps the lock."""
+    import ctypes
+
     while True:
         if os.name == "posix":
             ctypes.PyDLL(None).sleep(3600)
@@ -200,6 +204,8 @@ def die(wanted: int | str) -> None:
         raise ModelLoadFailed(f"echo was asked to die by {wanted!r}, which is no signal") from error
     if os.name == "posix":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+        import ctypes
+
         ctypes.CDLL(None).signal(number, None)  # SIG_DFL, whatever handler Python or a library has set
     os.kill(os.getpid(), number)
     stand_still()  # the signal may be delivered on another thread, a moment later

@@ -9,6 +9,8 @@ from pathlib import Path
 from hostler import EngineSettings, EngineSpec, MemoryEstimate, hookimpl
 
 __version__ = "0.1.0"
+HOSTLER_API = 1
+"""The version of hostler's plugin API that this was written for."""
 
 
 def _estimate(path: Path, settings: EngineSettings) -> MemoryEstimate:
