@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from hostler import typeinfo
 from hostler.config import Settings
 from hostler.domain import EmbedRequest, GenerateRequest, Lifecycle, Message, Priority
 from hostler.embedding import Embedding
@@ -120,6 +121,7 @@ class Runtime:
         self.is_ready = True
         """False while draining: /readyz answers 503 then."""
         self.runs = Runs(self)
+        typeinfo.build()  # from here on there are threads
         if settings.keep_alive_s > 0:
             threading.Thread(target=self._reap, name="keep-alive", daemon=True).start()
 

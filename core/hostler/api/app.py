@@ -16,6 +16,7 @@ import falcon
 import falcon.media
 import msgspec
 
+from hostler import typeinfo
 from hostler.api import errors
 from hostler.api.access import Access, cors_headers, is_preflight, preflight_headers
 from hostler.api.answers import KEEP_ALIVE_S
@@ -54,6 +55,7 @@ def create_app(
     app.add_error_handler(HostlerError, errors.handle_hostler_error)
     for template, resource in make_resources(make_routes(runtime, settings, keep_alive_s)):
         app.add_route(template, resource)
+    typeinfo.build()  # before waitress's threads decode bodies
     return app
 
 

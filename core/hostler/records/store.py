@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from hostler import typeinfo
 from hostler.errors import HostlerError, StorageUnavailable
 from hostler.library.disk import write_atomically
 from hostler.records.database import Database
@@ -185,6 +186,7 @@ class Records:
             events=events,
             webhooks=WebhookStore(database, home),
         )
+        typeinfo.build()  # before several threads read rows
         for opened in self.on_open:
             opened(stores.webhooks)
         stores.assistants.ensure_default()
