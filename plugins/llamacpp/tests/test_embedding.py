@@ -22,7 +22,7 @@ from hostler import (
 )
 from hostler_llamacpp import embedding
 from hostler_llamacpp.embedding import Pool
-from hostler_llamacpp.engine import LlamaCppEngine
+from hostler_llamacpp.engine import PIECE_SHARE, LlamaCppEngine
 from hostler_llamacpp.estimate import LOGIT_BYTES, MAX_ROWS, MIN_ROWS, chunk_rows, whole_rows
 
 from . import tiny_models
@@ -194,12 +194,12 @@ def test_pieces_beside_an_answer_take_no_longer_than_a_prompts_chunks_would(
     talking, waiting = loaded.sequence(prompt(10, 60)), loaded.sequence(prompt(400, 61))
     monkeypatch.setattr(loaded.engine._pace, "prompt_s", lambda n_decoding: 0.01 if n_decoding else 1.0)
 
-    assert loaded.engine._embedding_s() == 1.0
+    assert loaded.engine._embedding_s() == PIECE_SHARE
     driver.add(talking)
     driver.step_until(lambda: len(talking.token_ids) >= 1)
-    assert loaded.engine._embedding_s() == 0.01
+    assert loaded.engine._embedding_s() == 0.01 * PIECE_SHARE
     driver.add(waiting)
-    assert loaded.engine._embedding_s() == 0.005
+    assert loaded.engine._embedding_s() == 0.005 * PIECE_SHARE
     driver.cancel_all()
 
 
