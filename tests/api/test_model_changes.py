@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -220,6 +221,19 @@ def test_ids_with_slashes_can_be_changed(parrot: Client, real: Runtime, tmp_path
 
 def test_settings_without_effect_are_named(parrot: Client) -> None:
     assert "cont_batching is always on" in patch(parrot, {"cont_batching": False})["message"]
+
+
+def test_a_change_is_told_and_one_that_changes_nothing_is_not(parrot: Client, real: Runtime) -> None:
+    follower = real.events.follow(0, ("model.updated",))
+
+    for n_parallel in (2, 2, 3):
+        patch(parrot, {"n_parallel": n_parallel})
+    patch(parrot, {"name": "the last"})
+    found = [event for event in itertools.islice(follower.events(5.0), 3) if event is not None]
+    follower.close()
+
+    assert [(event.name, event.subject) for event in found] == [("model.updated", "parrot")] * 3
+    assert not [event for event in itertools.islice(real.events.follow(found[-1].id, ("model.updated",)).events(0.0), 1) if event]
 
 
 # -- when it counts -----------------------------------------------------------------------------------------------------

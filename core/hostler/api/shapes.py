@@ -106,7 +106,7 @@ def list_item(view: ModelView, *, is_native: bool = False) -> Model:
         metadata=_metadata(view),
         assets=[PurePath(file.path).name for file in manifest.files],
         config=config,
-        hostler=_run(view),
+        hostler=_run(view, config),
     )
 
 
@@ -154,7 +154,7 @@ def _got(view: ModelView, *, is_native: bool) -> dict[str, Any]:
         "settings": settings,
         "config": config,
         "last_error": view.last_error,
-        "hostler": _run(view),
+        "hostler": _run(view, config),
     }
 
 
@@ -327,7 +327,7 @@ def _resting(view: ModelView) -> str:
     return "stopped" if view.resting is Lifecycle.STOPPED else "downloaded"
 
 
-def _run(view: ModelView) -> ModelRun | None:
+def _run(view: ModelView, config: ModelConfig) -> ModelRun | None:
     if view.pid is None:
         return None
     return ModelRun(
@@ -339,5 +339,5 @@ def _run(view: ModelView) -> ModelRun | None:
         n_queued=view.n_queued,
         idle_s=None if view.idle_s is None else round(view.idle_s, 3),
         started_at=view.started_at,
-        settings=_writable(_current(view, _config(view))),
+        settings=_writable(_current(view, config)),
     )
