@@ -238,16 +238,17 @@ def test_what_is_closed_in_the_middle_leaves_nothing_behind(load: Callable[..., 
         other.close()
 
 
-def test_an_engine_that_is_asked_out_of_turn_says_so(load: Callable[..., Loaded]) -> None:
+@pytest.mark.parametrize("n_tokens", [5, 1000])
+def test_an_engine_that_is_asked_out_of_turn_says_so(load: Callable[..., Loaded], n_tokens: int) -> None:
     loaded = load("llama", ctx_len=1024)
     early = loaded.engine.embed([prompt(400, 90)])
     next(early)
-    larger = loaded.engine.embed([prompt(1000, 91)])
-    next(larger)
+    other = loaded.engine.embed([prompt(n_tokens, 91)])
+    next(other)
 
     with pytest.raises(EngineFailed, match="in the middle"):
         next(early)
-    larger.close()
+    other.close()
 
 
 # -- memory ---------------------------------------------------------------------------------------------------------------

@@ -90,7 +90,6 @@ class Context:
         self._is_encoded = not self.memory or not llama.llama_model_has_decoder(loaded.model)
         self._n_embd = int(llama.llama_model_n_embd_out(loaded.model))
         self.batch = Batch(n_rows)
-        self.batch.outputs[:] = 1
 
     def free(self) -> None:
         """Give it back."""
@@ -150,6 +149,8 @@ class Embedder:
         """None while nobody waits for vectors."""
         self._token_s = 0.0
         """Seconds a token of a piece costs; 0: unknown."""
+        self._n_begun = 0
+        """How often the context was emptied for new inputs."""
         self.n_open = 0
         """Iterators that are under way."""
 
@@ -192,6 +193,7 @@ class Embedder:
             self._context = self._make_context(n_tokens)
         self._context.clear()
         self._context.batch.clear()
+        self._n_begun += 1
         return self._context
 
     def _make_context(self, n_tokens: int) -> Context:
@@ -253,6 +255,7 @@ class Embedder:
     ) -> Iterator[list[Vector]]:
         """One input over several pieces; nothing but its last one gives a vector."""
         pool = Pool(self._pooling)
+        n_begun = self._n_begun
         done = 0
         while True:
             chunk = tokens[done : done + n_max]
@@ -265,7 +268,7 @@ class Embedder:
                 yield [pool.vector()]
                 return
             yield []
-            if context is not self._context:
+            if self._n_begun != n_begun:
                 raise EngineFailed("another input was embedded in the middle of this one; this is a bug of the caller")
             n_max = self._piece_tokens(context, budget_s())
 
