@@ -203,6 +203,9 @@ class EngineSpec(msgspec.Struct, frozen=True):
     the ledger counts the files' size alone."""
     context_length: Callable[[Path], int] | None = None
     """Called in the host: the context the model's file allows, 0 when unknown."""
+    sample: str = ""
+    """`package.module:function` that takes an empty folder and gives a `hostler.testing.Sample`: what `hostler plugins check`
+    checks the engine with. Called in a process of its own."""
     environment: Mapping[str, str] = {}
     """Set in the worker before the engine is imported, unless the user has set it."""
     api_version: int = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,11 @@ from hostler.cli.options import OrderedGroup, chosen_home, home_option, json_opt
 from hostler.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from hostler.cli.plugincheck import Result
     from hostler.plugins import PluginInfo, Plugins
+
+SHOWN_S = 1.0
+"""A check that took so long is shown with its time."""
 
 
 @click.group(cls=OrderedGroup, invoke_without_command=True)
@@ -81,6 +86,67 @@ def brings(row: dict[str, Any]) -> str:
     parts = [f"engine {engine['name']} ({', '.join(engine['formats'])})" for engine in row["engines"]]
     parts += [f"source {scheme}:" for scheme in row["sources"]]
     return ", ".join(parts) or "-"
+
+
+@plugins.command()
+@click.argument("name", metavar="PLUGIN")
+@click.option("--model", metavar="MODEL", help="Id of a model, or a path, to check with [what the plugin brings].")
+@click.option("--without", multiple=True, metavar="CHECK", help="A check to leave out. May be given several times.")
+@click.option(
+    "--near-tie",
+    type=click.FloatRange(min=0),
+    metavar="NUMBER",
+    help="Let answers differ where two tokens' log probabilities are so close [what the plugin says].",
+)
+@click.option(
+    "--timeout-s",
+    type=click.FloatRange(min=1),
+    default=120.0,
+    metavar="NUMBER",
+    help="Seconds that one check may take before it has failed [120].",
+)
+@json_option("Print the results as a JSON list.")
+@home_option
+def check(
+    name: str, model: str | None, without: tuple[str, ...], near_tie: float | None, timeout_s: float, is_json: bool
+) -> None:
+    """Check whether PLUGIN keeps hostler's contract; exits 1 if it does not.
+
+    Its hooks are called, its engine's probe is run, and the engine itself goes through the checks of the engine contract with
+    a small model, in a process of its own.
+    """
+    from hostler.cli.plugincheck import STATES, PluginCheck
+
+    run = PluginCheck(
+        _home(),
+        name,
+        model=model or "",
+        without=without,
+        allow_near_tie=near_tie,
+        timeout_s=timeout_s,
+    )
+    results = []
+    for result in run.results():
+        results.append(result)
+        if not is_json:
+            click.echo(_show(result))
+    counts = Counter(result.state for result in results)
+    if is_json:
+        print_json(results)
+    else:
+        click.echo(", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]))
+    if counts["failed"]:
+        click.get_current_context().exit(1)
+
+
+def _show(result: Result) -> str:
+    text = f"{result.state:<8}  {result.subject}"
+    if result.elapsed_s >= SHOWN_S:
+        text += f" ({result.elapsed_s:.1f} s)"
+    lines = result.detail.splitlines()
+    if not lines:
+        return text
+    return "\n".join([f"{text}: {lines[0]}", *(f"          {line}" for line in lines[1:])])
 
 
 @plugins.command()

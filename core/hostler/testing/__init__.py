@@ -16,6 +16,7 @@ them one by one under pytest:
 from hostler.testing.contract import EngineContract, check_engine_contract, contract_checks
 from hostler.testing.driving import ContractError, Driver, drive
 from hostler.testing.recording import RecordingSequence
+from hostler.testing.sample import Sample
 from hostler.testing.scripted import EOS, ScriptedEngine, at_step, die, hang, raise_error
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Driver",
     "EngineContract",
     "RecordingSequence",
+    "Sample",
     "ScriptedEngine",
     "at_step",
     "check_engine_contract",

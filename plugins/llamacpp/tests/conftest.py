@@ -18,10 +18,6 @@ from hostler_llamacpp.engine import LlamaCppEngine
 from . import tiny_models
 from .running import Loaded
 
-NEAR_TIE = 0.25
-"""Log probabilities closer than this may swap places between batch shapes: kernels for one row and for many round
-differently (measured on this model: likely tokens up to 0.1 apart)."""
-
 TEST_SETTINGS = {
     "ctx_len": 512, "n_parallel": 3, "n_batch": 64, "cache_type": "f32", "flash_attn": False, "cpu_threads": 1,
 }  # fmt: skip

@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from hostler import EngineSettings, ModelFiles
-from hostler.testing import EngineContract, contract_checks
+from hostler import ModelFiles
+from hostler.testing import EngineContract
 from hostler_llamacpp.engine import LlamaCppEngine
+from hostler_llamacpp.sample import sample
 
-from .conftest import NEAR_TIE
-
+SAMPLE = sample(Path())
 pytestmark = pytest.mark.weights
 
 
 @pytest.fixture(scope="module")
 def contract(smollm2_path: Path) -> Iterator[EngineContract]:
-    files = ModelFiles(str(smollm2_path), "gguf")
-    settings = EngineSettings(ctx_len=512, n_parallel=4, n_batch=64)
-    with EngineContract(LlamaCppEngine, files, settings, allow_near_tie=NEAR_TIE) as contract:
+    found = msgspec.structs.replace(SAMPLE, files=ModelFiles(str(smollm2_path), "gguf"))
+    with found.contract(LlamaCppEngine) as contract:
         yield contract
 
 
-@pytest.mark.parametrize("name", contract_checks())
+@pytest.mark.parametrize("name", SAMPLE.checks())
 def test_engine_keeps_the_contract(contract: EngineContract, name: str) -> None:
     contract.check(name)

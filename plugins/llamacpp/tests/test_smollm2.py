@@ -10,8 +10,8 @@ import pytest
 
 from hostler import EngineSettings, FinishReason, InvalidModelFile, ModelFiles, SamplingParams
 from hostler_llamacpp.engine import LlamaCppEngine
+from hostler_llamacpp.sample import NEAR_TIE
 
-from .conftest import NEAR_TIE
 from .running import GREEDY, Loaded, assert_same_answer
 
 pytestmark = pytest.mark.weights

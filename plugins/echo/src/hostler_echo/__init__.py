@@ -24,6 +24,7 @@ def register_engines() -> list[EngineSpec]:
             probe="hostler_echo.engine:probe",
             estimate=estimate,
             context_length=context_length,
+            sample="hostler_echo.sample:sample",
             version=__version__,
         )
     ]
