@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from hostler.engine import Engine, SequenceSink
+from hostler.engine import MessageEngine, SequenceSink
 from hostler.testing import contract_checks
-from hostler.testing.rules import CHECKS
+from hostler.testing.rules import CHECKS, MESSAGE_CHECKS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("plugins/*/*.md"), *ROOT.glob("benchmarks/*.md")])
@@ -98,9 +98,21 @@ def test_the_tutorial_lists_every_check_with_its_rule() -> None:
     assert list(rows) == list(contract_checks())
 
 
+def test_the_tutorial_lists_every_check_of_engines_that_take_messages_with_its_rule() -> None:
+    section = TUTORIAL.partition("## An engine that takes messages")[2].partition("## The checks")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", section, re.MULTILINE))
+
+    own = {name: check for name, check in MESSAGE_CHECKS.items() if name not in CHECKS}
+    rules = {name: " ".join((inspect.getdoc(check) or "").split("\n\n")[0].split()) for name, check in own.items()}
+
+    assert rows == rules
+    assert f"({len(MESSAGE_CHECKS) - len(own)} of them)" in section
+
+
 def test_the_tutorial_names_only_what_the_contract_has() -> None:
     prose = re.sub(r"^```.*?^```$", "", TUTORIAL, flags=re.MULTILINE | re.DOTALL).partition("## The checks")[0]
-    methods = {name for protocol in (Engine, SequenceSink) for name in vars(protocol) if not name.startswith("_")}
+    methods = {name for protocol in (MessageEngine, SequenceSink) for name in dir(protocol) if not name.startswith("_")}
+    methods.add("params")  # an attribute, which a protocol has no value for
 
     called = set(re.findall(r"^- `(\w+)`", prose, re.MULTILINE)) | set(re.findall(r"`(begin|prefilled|push|end)\(", prose))
 

@@ -81,3 +81,12 @@ def test_available_memory_is_no_more_than_the_machine_has() -> None:
     total_kib = next(int(line.split()[1]) for line in lines if line.startswith("MemTotal"))
 
     assert 0 < available_memory_bytes() <= total_kib * 1024
+
+
+def test_what_takes_nothing_is_granted_where_nothing_is_left() -> None:
+    ledger = Ledger(0, available=lambda: 0)
+
+    grant = ledger.grant("far", 0, is_auto=True, estimate=lambda _: MemoryEstimate(0, 0, 0))
+
+    assert grant.ctx_len == 0
+    assert ledger.bytes_of("far") == 0

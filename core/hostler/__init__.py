@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hostler.batching import Cache, Pace, Packing, choose_cache, common_prefix, share_out
     from hostler.cores import usable_cores
     from hostler.domain import (
+        SEED_RANDOM,
         FinishReason,
         MemoryEstimate,
         MemoryUse,
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
         EngineProbe,
         EngineSettings,
         EngineSpec,
+        MessageEngine,
         ModelFiles,
         Progress,
+        RawPrompt,
         SequenceSink,
         Vectors,
     )
@@ -40,12 +43,17 @@ if TYPE_CHECKING:
         ConfigError,
         ContextLengthExceeded,
         DownloadFailed,
+        EmbeddingsDisabled,
         EngineFailed,
+        EngineUnavailable,
         HostlerError,
         InsufficientMemory,
         InvalidModelFile,
         InvalidRequest,
         ModelLoadFailed,
+        QueueFull,
+        RequestCancelled,
+        RequestTooLarge,
         UnsupportedParameter,
     )
     from hostler.hookspecs import hookimpl
@@ -58,16 +66,17 @@ _HOME_OF = {
     "hostler.batching": ("Cache", "Pace", "Packing", "choose_cache", "common_prefix", "share_out"),
     "hostler.cores": ("usable_cores",),
     "hostler.domain": (
-        "FinishReason", "MemoryEstimate", "MemoryUse", "Message", "SamplingParams", "Timings", "TokenLogprob",
-        "TopLogprob", "Usage",
+        "SEED_RANDOM", "FinishReason", "MemoryEstimate", "MemoryUse", "Message", "SamplingParams", "Timings",
+        "TokenLogprob", "TopLogprob", "Usage",
     ),
     "hostler.engine": (
         "API_VERSION", "DeviceProbe", "Engine", "EngineInfo", "EngineProbe", "EngineSettings",
-        "EngineSpec", "ModelFiles", "Progress", "SequenceSink", "Vectors",
+        "EngineSpec", "MessageEngine", "ModelFiles", "Progress", "RawPrompt", "SequenceSink", "Vectors",
     ),
     "hostler.errors": (
-        "ConfigError", "ContextLengthExceeded", "DownloadFailed", "EngineFailed", "HostlerError", "InsufficientMemory",
-        "InvalidModelFile", "InvalidRequest", "ModelLoadFailed", "UnsupportedParameter",
+        "ConfigError", "ContextLengthExceeded", "DownloadFailed", "EmbeddingsDisabled", "EngineFailed", "EngineUnavailable",
+        "HostlerError", "InsufficientMemory", "InvalidModelFile", "InvalidRequest", "ModelLoadFailed", "QueueFull",
+        "RequestCancelled", "RequestTooLarge", "UnsupportedParameter",
     ),
     "hostler.hookspecs": ("hookimpl",),
     "hostler.library.gguf": ("GgufHeader", "read_gguf_header"),
@@ -78,15 +87,16 @@ _MODULE_OF = {name: module for module, names in _HOME_OF.items() for name in nam
 __all__ = [
     # contract
     "API_VERSION", "DeviceProbe", "Engine", "EngineInfo", "EngineProbe", "EngineSettings", "EngineSpec",
-    "ModelFiles", "Progress", "SequenceSink", "Vectors", "hookimpl",
+    "MessageEngine", "ModelFiles", "Progress", "RawPrompt", "SequenceSink", "Vectors", "hookimpl",
     # sources
     "RemoteFile", "ResolvedSource", "SourceContext", "SourceSpec",
     # values
-    "FinishReason", "MemoryEstimate", "MemoryUse", "Message", "SamplingParams", "Timings", "TokenLogprob", "TopLogprob",
-    "Usage",
+    "SEED_RANDOM", "FinishReason", "MemoryEstimate", "MemoryUse", "Message", "SamplingParams", "Timings", "TokenLogprob",
+    "TopLogprob", "Usage",
     # errors
-    "ConfigError", "ContextLengthExceeded", "DownloadFailed", "EngineFailed", "HostlerError", "InsufficientMemory",
-    "InvalidModelFile", "InvalidRequest", "ModelLoadFailed", "UnsupportedParameter",
+    "ConfigError", "ContextLengthExceeded", "DownloadFailed", "EmbeddingsDisabled", "EngineFailed", "EngineUnavailable",
+    "HostlerError", "InsufficientMemory", "InvalidModelFile", "InvalidRequest", "ModelLoadFailed", "QueueFull",
+    "RequestCancelled", "RequestTooLarge", "UnsupportedParameter",
     # for engines
     "Cache", "Pace", "Packing", "choose_cache", "common_prefix", "share_out", "usable_cores",
     # files

@@ -2,7 +2,8 @@
 
 Floor 2. An engine lives in a worker process of its own: one plugin, one model. The worker's loop receives, steps, emits;
 everything that is the same for all engines (chat templates, text assembly, stop strings, `max_tokens`, the token ring,
-back-pressure) is done by hostler, so that an engine only turns token ids into token ids.
+back-pressure) is done by hostler, so that an engine only turns token ids into token ids. An engine that renders and
+tokenizes by itself, such as one that asks another server, gets the request as it came: see MessageEngine.
 
 Threads: `load`, `add`, `cancel`, `step`, `embed` (and the iterator it gives), `memory` and `close` are called from one
 thread, the engine thread.
@@ -17,8 +18,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
-from hostler.domain import FinishReason, MemoryEstimate, MemoryUse, SamplingParams, TokenLogprob
+from hostler.domain import FinishReason, MemoryEstimate, MemoryUse, Message, SamplingParams, TokenLogprob, Usage
 from hostler.domain import ModelFiles as ModelFiles  # part of the contract, shown here
+from hostler.errors import HostlerError
 
 API_VERSION = 1
 """Major version of what plugins are written against: the hooks, their answers and this contract. A plugin says which one it
@@ -83,6 +85,17 @@ class EngineInfo(msgspec.Struct, frozen=True):
     """Settings that were accepted but have no effect here."""
 
 
+class RawPrompt(msgspec.Struct, frozen=True):
+    """What was asked, neither rendered nor tokenized. One of the first two is set."""
+
+    messages: tuple[Message, ...] | None = None
+    """A chat."""
+    prompt: str | tuple[int, ...] | None = None
+    """Text or token ids to go on from."""
+    template_kwargs: dict[str, Any] = {}
+    """Extra variables for the chat template."""
+
+
 @runtime_checkable
 class SequenceSink(Protocol):
     """What an engine holds of a request: read the fields, call the methods, from the engine thread.
@@ -98,6 +111,8 @@ class SequenceSink(Protocol):
     """`seed` is never SEED_RANDOM here: the worker has drawn one. `stop` and `max_tokens` are not the engine's business."""
     cache_prompt: bool
     """False: do not reuse another request's KV for this prompt."""
+    raw: RawPrompt | None
+    """For a MessageEngine, whose sequences have no tokens; None for all others."""
 
     @property
     def is_paused(self) -> bool:
@@ -120,6 +135,12 @@ class SequenceSink(Protocol):
 
     def end(self, reason: FinishReason, message: str = "") -> None:
         """The engine ends it: STOP at an end-of-generation token, ERROR with a message a user can read. Frees nothing."""
+
+    def fail(self, error: HostlerError) -> None:
+        """The engine ends it with an error of its own choice; `end(ERROR, message)` is `fail(EngineFailed(message))`."""
+
+    def counted(self, usage: Usage) -> None:
+        """What its tokens really are, where a push is not one token; the last call before the end counts."""
 
 
 Vectors = Sequence[Sequence[float]]
@@ -170,6 +191,25 @@ class Engine(Protocol):
         """Free the model; called once, no call follows."""
 
 
+class MessageEngine(Engine, Protocol):
+    """An engine whose EngineSpec says `takes_messages`: it renders and tokenizes by itself, or asks somebody who does.
+
+    A sequence has `raw` and no tokens. Its `params.seed` may be SEED_RANDOM; `max_tokens` is the engine's business, and so
+    are stop strings, which the worker looks for all the same. `push` takes any piece of text, with token id -1 where none
+    is known; `prefilled` need not be called; `end` takes LENGTH, too; `counted` says what the tokens were. `step` may hand
+    over all that has come, and gives False while it waits: it must not block. `tokenize` and `detokenize` are never called.
+    In its EngineInfo `n_vocab` is 0, and `n_ctx` is 0 where the context is unknown; so is `EngineSettings.ctx_len` where
+    the user has set none. `embed` gets texts, or token ids where a client sent some, gives no vectors while it waits, and,
+    written as a generator, returns the number of tokens.
+    """
+
+    def embed(self, inputs: Sequence[Sequence[int] | str]) -> Iterator[Vectors]:
+        """See above and Engine."""
+
+    def wake_with(self, wake: Callable[[], None]) -> None:
+        """Called once, before `load`. `wake`, called from any thread, has `step` and `embed` looked at again soon."""
+
+
 class DeviceProbe(msgspec.Struct, frozen=True):
     """One device an engine could use."""
 
@@ -203,6 +243,8 @@ class EngineSpec(msgspec.Struct, frozen=True):
     the ledger counts the files' size alone."""
     context_length: Callable[[Path], int] | None = None
     """Called in the host: the context the model's file allows, 0 when unknown."""
+    takes_messages: bool = False
+    """It is a MessageEngine: it gets requests as they came instead of tokens."""
     sample: str = ""
     """`package.module:function` that takes an empty folder and gives a `hostler.testing.Sample`: what `hostler plugins check`
     checks the engine with. Called in a process of its own."""

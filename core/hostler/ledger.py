@@ -77,7 +77,7 @@ class Ledger:
         """
         with self._lock:
             self._accounts.pop(model_id, None)
-            free = self._free()
+            free = max(0, self._free())  # what takes nothing always fits
             needed = estimate(wanted_ctx_len)
             ctx_len = wanted_ctx_len
             if needed.total_bytes > free and is_auto:
@@ -86,10 +86,10 @@ class Ledger:
                 raise InsufficientMemory(
                     f"{model_id} needs {needed.total_bytes / MIB:,.0f} MiB with a context of {ctx_len} tokens per slot "
                     f"(weights {needed.weights_bytes / MIB:,.0f}, KV cache {needed.kv_bytes / MIB:,.0f}, compute "
-                    f"{needed.compute_bytes / MIB:,.0f}), and {max(0, free) / MIB:,.0f} MiB are available; lower ctx_len or "
+                    f"{needed.compute_bytes / MIB:,.0f}), and {free / MIB:,.0f} MiB are available; lower ctx_len or "
                     f"n_parallel, stop another model, or take a smaller quantization",
                     needed_bytes=needed.total_bytes,
-                    available_bytes=max(0, free),
+                    available_bytes=free,
                 )
             self._accounts[model_id] = _Account(needed)
             return Grant(ctx_len, needed)

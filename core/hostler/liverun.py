@@ -225,7 +225,8 @@ class LiveRun:
         request, plan = order.request, order.plan
         stored = runtime.model(order.model_id)
         params = sampling_params(stored.manifest.parameters, plan.parameters)
-        limits = Limits(params.max_tokens, request.max_prompt_tokens, request.last_messages, stored.ctx_len)
+        expected_ctx = stored.ctx_len or Limits.expected_ctx
+        limits = Limits(params.max_tokens, request.max_prompt_tokens, request.last_messages, expected_ctx)
         fitted = fit(
             plan.instructions,
             self._turns(),

@@ -555,6 +555,7 @@ class Runtime:
             plan.files,
             plan.engine_settings(grant.ctx_len),
             plan.prompt_settings({**entry.manifest.settings, **overrides}),
+            takes_messages=plan.spec.takes_messages,
             limits=self._limits,
             log_path=self.settings.home / "logs" / f"{hosted.id.replace('/', '%2F')}.log",
             on_change=self._worker_changed,
@@ -591,14 +592,16 @@ class Runtime:
         settings = settings_with_defaults({**manifest.settings, **overrides})
         limit = self._context_limit(spec, files, entry)
         is_auto = settings["ctx_len"] == AUTO
-        wanted = self._wanted_ctx_len(settings["ctx_len"], limit)
+        wanted = self._wanted_ctx_len(settings["ctx_len"], limit, spec)
         return Plan(spec, files, settings, is_auto, wanted)
 
     def _engine_of(self, entry: LibraryEntry) -> EngineSpec | None:
         return self.plugins.engine_for(entry.manifest.engine_format, entry.manifest.engine or None)
 
     @staticmethod
-    def _wanted_ctx_len(ctx_len: int | str, limit: int) -> int:
+    def _wanted_ctx_len(ctx_len: int | str, limit: int, spec: EngineSpec | None) -> int:
+        if ctx_len in (AUTO, 0) and spec is not None and spec.takes_messages:
+            return limit  # 0: whoever answers knows it
         if ctx_len == AUTO:
             return min(limit or AUTO_CTX_LEN, AUTO_CTX_LEN)
         if ctx_len == 0:
@@ -651,7 +654,7 @@ class Runtime:
                 lifecycle=at_rest,
                 resting=at_rest,
                 engine=spec.name if spec is not None else "",
-                ctx_len=self._wanted_ctx_len(settings["ctx_len"], self._context_limit(None, None, entry)),
+                ctx_len=self._wanted_ctx_len(settings["ctx_len"], self._context_limit(None, None, entry), spec),
                 n_parallel=settings["n_parallel"],
                 last_error=hosted.last_error if hosted is not None else self._pull_error(manifest.id),
                 is_catalogue=entry.is_catalogue,
@@ -659,7 +662,7 @@ class Runtime:
         with hosted.changed:
             running = {**settings, **(hosted.chosen if hosted.worker is not None else {})}
             limit = self._context_limit(None, None, entry)
-            wanted = self._wanted_ctx_len(running["ctx_len"], limit)
+            wanted = self._wanted_ctx_len(running["ctx_len"], limit, spec)
             is_changed = running["ctx_len"] != settings["ctx_len"]
             n_in_flight, n_queued = hosted.queue.n_in_flight, hosted.queue.n_queued
             return ModelView(
@@ -669,7 +672,7 @@ class Runtime:
                 engine=hosted.engine or (spec.name if spec is not None else ""),
                 ctx_len=hosted.info.n_ctx if hosted.info else hosted.grant.ctx_len if hosted.grant else wanted,
                 n_parallel=hosted.info.n_slots if hosted.info else running["n_parallel"],
-                next_ctx_len=self._wanted_ctx_len(settings["ctx_len"], limit) if is_changed else 0,
+                next_ctx_len=self._wanted_ctx_len(settings["ctx_len"], limit, spec) if is_changed else 0,
                 run=running,
                 last_error=hosted.last_error,
                 pid=hosted.worker.pid if hosted.worker is not None else None,

@@ -21,7 +21,8 @@ class ModelView(msgspec.Struct, frozen=True):
     engine: str
     """Name of the engine that runs it or would; empty when no plugin takes its format."""
     ctx_len: int
-    """Tokens per slot: granted while running, else what `auto` would ask for or what was set. Never 0."""
+    """Tokens per slot: granted while running, else what `auto` would ask for or what was set. 0: an engine that takes messages
+    does not know it."""
     n_parallel: int
     next_ctx_len: int = 0
     """Tokens per slot that the next start would ask for; 0: the same as `ctx_len`."""

@@ -252,6 +252,57 @@ def test_a_packed_vector_has_the_length_1_and_one_without_direction_stays_zero()
     assert struct.unpack("<2f", packed_vector([0.0, 0.0], 2, 0)) == (0.0, 0.0)
 
 
+# -- an engine that waits for others ------------------------------------------------------------------------------------
+
+
+class Asking:
+    """Gives a job's vector when its event is set, and says that its inputs had 40 tokens."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, list[Vectors]] = {}
+
+    def embed(self, inputs: Sequence[str]) -> Iterator[Vectors]:
+        self.answers[inputs[0]] = []
+        for _ in inputs:
+            while not self.answers[inputs[0]]:
+                yield []
+            yield self.answers[inputs[0]].pop(0)
+        return 40
+
+
+def test_jobs_of_an_engine_that_waits_are_all_under_way_and_answered_as_they_come() -> None:
+    engine, sent = Asking(), []
+    jobs = EmbedJobs(engine, INFO, sent.append, takes_messages=True)  # type: ignore[arg-type]
+    for call_id, text in ((1, "first"), (2, "second")):
+        jobs.arrived(call_id)
+        jobs.prepared(call_id, [text])
+
+    assert not jobs.advance(), "nothing has come yet"
+    assert set(engine.answers) == {"first", "second"}
+    engine.answers["second"].append([(1.0, 0.0)])
+    assert jobs.advance()
+    assert not jobs.advance()
+    engine.answers["first"].append([(0.0, 1.0)])
+    assert jobs.advance()
+
+    assert [message.call_id for message in sent if isinstance(message, Reply)] == [2, 1]
+    assert {message.value.n_tokens for message in sent if isinstance(message, Reply)} == {40}
+    assert not jobs.has_work
+
+
+def test_an_engine_that_waits_and_goes_on_after_its_last_vector_is_found_out() -> None:
+    sent: list[Any] = []
+    rig = Rig()
+    rig.engine.embed = lambda _inputs: iter([[(1.0, 0.0)], []])  # type: ignore[method-assign,assignment]
+    jobs = EmbedJobs(rig.engine, INFO, sent.append, takes_messages=True)  # type: ignore[arg-type]
+    jobs.arrived(1)
+    jobs.prepared(1, ["text"])
+
+    jobs.advance()
+
+    assert "went on after the last vector" in sent[-1].message
+
+
 # -- a worker process -----------------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hostler.domain import SEED_RANDOM, Message, SamplingParams
-from hostler.engine import EngineInfo
+from hostler.engine import EngineInfo, RawPrompt
 from hostler.errors import ContextLengthExceeded, EmbeddingsDisabled, HostlerError, InvalidRequest
 from hostler.worker.preparation import MAX_STOP_CHARACTERS, Preparation, Prepared
 from hostler.worker.wire import Embed, PromptSettings, Submit
@@ -272,3 +272,72 @@ def test_a_model_that_only_embeds_takes_no_prompt() -> None:
 
     assert error.param == "model"
     assert "/v1/embeddings" in error.message
+
+
+# -- engines that take messages ---------------------------------------------------------------------------------------
+
+
+def make_raw(n_ctx: int = 0, **settings: object) -> Preparation:
+    info = EngineInfo(n_ctx=n_ctx, n_slots=1, n_vocab=0, can_embed=True, n_embd=3)
+    return Preparation("far", Untouchable(), info, PromptSettings(**settings), takes_messages=True)
+
+
+class Untouchable:
+    """A tokenizer that nobody may ask."""
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        raise AssertionError("it was asked to tokenize")
+
+
+def test_an_engine_that_takes_messages_gets_them_as_they_came() -> None:
+    messages = (Message("user", "<|end|> hi"),)
+
+    prepared = prepare(make_raw(), messages=messages, template_kwargs={"enable_thinking": False})
+
+    assert prepared.raw == RawPrompt(messages=messages, template_kwargs={"enable_thinking": False})
+    assert prepared.tokens == ()
+    assert prepare(make_raw(), prompt="Once").raw == RawPrompt(prompt="Once")
+    assert prepare(make_raw(), prompt=(5, 7)).raw == RawPrompt(prompt=(5, 7))
+
+
+def test_an_engine_that_takes_messages_draws_its_own_seed_and_knows_its_own_tokens() -> None:
+    params = SamplingParams(logit_bias={123_456: 1.0})
+
+    assert prepare(make_raw(), params=params).params == params
+    assert params.seed == SEED_RANDOM
+
+
+def test_what_no_engine_can_mean_is_refused_for_one_that_takes_messages_too() -> None:
+    assert refusal(make_raw(), params=SamplingParams(max_tokens=0)).param == "max_tokens"
+    assert refusal(make_raw(), params=SamplingParams(stop=("x" * (MAX_STOP_CHARACTERS + 1),))).param == "stop"
+    assert refusal(make_raw(), prompt="").param == "prompt"
+    assert refusal(make_raw(), prompt=()).param == "prompt"
+
+
+@pytest.mark.parametrize("name", ["prompt_template", "pre_prompt", "system_prompt", "user_prompt", "ai_prompt"])
+def test_a_setting_that_makes_prompts_is_refused_where_the_engine_does(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"has the setting {name}") as caught:
+        make_raw(**{name: "{prompt}"})
+
+    assert caught.value.param == f"settings.{name}"
+
+
+def test_messages_of_an_engine_that_takes_them_are_counted_by_their_size() -> None:
+    preparation = make_raw()
+    short, long = (Message("user", "hi"),), (Message("user", "x" * 3000),)
+
+    assert 1 < preparation.count(short, {}, lambda: None) < 20
+    assert 1000 <= preparation.count(long, {}, lambda: None) < 1020
+    assert preparation.n_ctx > 2**30
+    assert make_raw(n_ctx=4096).n_ctx == 4096
+
+
+def test_inputs_to_be_embedded_stay_texts_where_the_engine_takes_messages() -> None:
+    preparation = make_raw()
+
+    assert preparation.embed_input("a text", "input[0]") == "a text"
+    assert list(preparation.embed_input((1, 2), "input[0]")) == [1, 2]
+    with pytest.raises(InvalidRequest, match="is empty"):
+        preparation.embed_input("", "input[0]")
+    with pytest.raises(InvalidRequest, match="shows no tokens"):
+        preparation.tokenize("a text")

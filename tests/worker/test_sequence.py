@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import msgpack
 
-from hostler.domain import FinishReason, Priority, SamplingParams, TokenLogprob, TopLogprob
+from hostler.domain import FinishReason, Priority, SamplingParams, TokenLogprob, TopLogprob, Usage
+from hostler.engine import RawPrompt
+from hostler.errors import EngineFailed, QueueFull
 from hostler.ring import RingReader, RingSegment
 from hostler.text import StopStrings
 from hostler.worker.sequence import RingSequence
@@ -202,9 +204,45 @@ def test_an_error_of_the_engine_comes_after_the_text_before_it() -> None:
     assert msgpack.decode(frames[1][1], type=FailedFrame) == FailedFrame("engine_failed", "the sampler is on fire")
 
 
+def test_an_engines_own_error_keeps_its_code_and_comes_after_the_text_that_was_held_back() -> None:
+    rig = Rig(SamplingParams(stop=("AB",)))
+    rig.sequence.begin(0)
+    rig.sequence.push(65, b"A")
+    rig.sequence.fail(QueueFull("too many of us", retry_after_s=7.0))
+    rig.sequence.fail(EngineFailed("and then some"))
+
+    frames = rig.frames()
+    assert [kind for kind, _ in frames] == [TEXT, FAILED]
+    assert msgpack.decode(frames[1][1], type=FailedFrame) == FailedFrame("queue_full", "too many of us", None, 7.0)
+
+
+def test_pieces_of_a_message_engine_are_not_counted_as_tokens_where_it_counts_itself() -> None:
+    rig = Rig()
+    rig.sequence.prepared((), SamplingParams(max_tokens=2), StopStrings(()), True, 0, RawPrompt(prompt="Hi"))
+    rig.sequence.begin(0)
+    assert all(rig.sequence.push(-1, b"word ") for _ in range(5))
+    rig.sequence.counted(Usage(9, 2, 4))
+    rig.sequence.end(FinishReason.LENGTH)
+
+    end = ended(rig.frames()[-1][1])
+    assert (end.reason, end.usage) == (FinishReason.LENGTH, Usage(9, 2, 4))
+    assert (end.timings.prompt_n, end.timings.cached_n, end.timings.predicted_n) == (5, 4, 2)
+
+
+def test_pieces_of_a_message_engine_are_counted_where_it_cannot_tell() -> None:
+    rig = Rig()
+    rig.sequence.prepared((), SamplingParams(), StopStrings(()), True, 0, RawPrompt(prompt="Hi"))
+    rig.sequence.begin(0)
+    for _ in range(3):
+        rig.sequence.push(-1, b"word ")
+    rig.sequence.end(FinishReason.STOP)
+
+    assert ended(rig.frames()[-1][1]).usage == Usage(0, 3)
+
+
 def test_an_endless_error_message_still_fits_into_the_ring() -> None:
     rig = Rig(ring_bytes=1024)
-    rig.sequence.fail(FailedFrame("engine_failed", "é" * 100_000))
+    rig.sequence.fail(EngineFailed("é" * 100_000))
 
     ((kind, payload),) = rig.frames()
     assert kind == FAILED

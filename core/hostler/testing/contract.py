@@ -7,34 +7,43 @@ worker, no server and no network, but real model files.
 from __future__ import annotations
 
 import gc
+import sys
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
+from typing import Any, cast
 
 import msgspec
 
-from hostler.domain import SamplingParams
-from hostler.engine import Engine, EngineInfo, EngineSettings, ModelFiles
+from hostler.domain import Message, SamplingParams
+from hostler.engine import Engine, EngineInfo, EngineSettings, MessageEngine, ModelFiles, RawPrompt, Vectors
 from hostler.testing.driving import ContractError, Driver
 from hostler.testing.recording import RecordingSequence
-from hostler.testing.rules import CHECKS
+from hostler.testing.rules import CHECKS, MESSAGE_CHECKS
 
 MIB = 1024 * 1024
+WAIT_S = 0.05
+"""Longest wait for a MessageEngine's wake; a thousand of them without progress and it counts as stuck."""
+Input = list[int] | str
+"""One input of `embed`."""
 
 
-def contract_checks(*, without: Collection[str] = ()) -> tuple[str, ...]:
+def contract_checks(*, without: Collection[str] = (), takes_messages: bool = False) -> tuple[str, ...]:
     """The names of all checks in the order they should run, to parametrize a test with.
 
     Args:
         without: Checks to leave out because the engine cannot do what they ask, such as `seeds_differ`.
+        takes_messages: Those for a MessageEngine.
 
     Raises:
         ValueError: `without` names no check.
     """
-    unknown = sorted(set(without) - set(CHECKS))
+    checks = MESSAGE_CHECKS if takes_messages else CHECKS
+    unknown = sorted(set(without) - set(checks))
     if unknown:
-        raise ValueError(f"there is no check named {', '.join(unknown)}; there are: {', '.join(CHECKS)}")
-    return tuple(name for name in CHECKS if name not in without)
+        raise ValueError(f"there is no check named {', '.join(unknown)}; there are: {', '.join(checks)}")
+    return tuple(name for name in checks if name not in without)
 
 
 def check_engine_contract(
@@ -47,6 +56,7 @@ def check_engine_contract(
     ending_prompt: str | None = None,
     max_tokens_per_step: int = 1,
     memory_margin_bytes: int = 32 * MIB,
+    takes_messages: bool = False,
 ) -> None:
     """Run every check of the engine contract on one model.
 
@@ -63,6 +73,7 @@ def check_engine_contract(
             the model's chat template with a short question, without a template the question alone.
         max_tokens_per_step: 1; more for an engine that speculates.
         memory_margin_bytes: How much more resident memory a second load, use and close may leave behind.
+        takes_messages: It is a MessageEngine, as its EngineSpec says.
 
     Raises:
         AssertionError: The first check that failed, by name, with what was expected and what came.
@@ -75,9 +86,10 @@ def check_engine_contract(
         ending_prompt=ending_prompt,
         max_tokens_per_step=max_tokens_per_step,
         memory_margin_bytes=memory_margin_bytes,
+        takes_messages=takes_messages,
     )
     with contract:
-        for name in contract_checks(without=without):
+        for name in contract_checks(without=without, takes_messages=takes_messages):
             contract.check(name)
 
 
@@ -97,20 +109,23 @@ class EngineContract:
         ending_prompt: str | None = None,
         max_tokens_per_step: int = 1,
         memory_margin_bytes: int = 32 * MIB,
+        takes_messages: bool = False,
     ) -> None:
-        self.make_engine = engine
+        self._engine_class = engine
         self.files = files
         self.settings = settings
         self.allow_near_tie = allow_near_tie
         self.ending_prompt = ending_prompt
-        self.max_tokens_per_step = max_tokens_per_step
+        self.max_tokens_per_step = sys.maxsize if takes_messages else max_tokens_per_step
         self.memory_margin_bytes = memory_margin_bytes
+        self.takes_messages = takes_messages
         self.progress: list[float] = []
         """What the load of the current engine reported."""
         self.near_ties: list[str] = []
         """Differences that `allow_near_tie` let pass; worth a look."""
         self._engine: Engine | None = None
         self._info: EngineInfo | None = None
+        self._has_news = threading.Event()
 
     # -- running checks -------------------------------------------------------------------------------------------
 
@@ -120,7 +135,7 @@ class EngineContract:
         Raises:
             AssertionError: It failed; the text begins with the check's name.
         """
-        function = CHECKS[name]
+        function = (MESSAGE_CHECKS if self.takes_messages else CHECKS)[name]
         try:
             function(self)
         except AssertionError as error:
@@ -146,6 +161,13 @@ class EngineContract:
 
     # -- what checks use ------------------------------------------------------------------------------------------
 
+    def make_engine(self) -> Engine:
+        """A fresh engine, not loaded."""
+        engine = self._engine_class()
+        if self.takes_messages:
+            cast(MessageEngine, engine).wake_with(self._has_news.set)
+        return engine
+
     @property
     def engine(self) -> Engine:
         """The engine, loaded on first use."""
@@ -167,9 +189,29 @@ class EngineContract:
     @contextmanager
     def driver(self) -> Iterator[Driver]:
         """A driver over the loaded engine; what is left active at the end of the block is cancelled."""
-        driver = Driver(self.engine, n_slots=self.info.n_slots, max_tokens_per_step=self.max_tokens_per_step)
+        driver = Driver(
+            self.engine,
+            n_slots=self.info.n_slots,
+            max_tokens_per_step=self.max_tokens_per_step,
+            wait=self.wait if self.takes_messages else None,
+        )
         yield driver
         driver.cancel_all()
+
+    def wait(self) -> None:
+        """Wait for the engine's wake, a moment at most."""
+        self._has_news.wait(WAIT_S)
+        self._has_news.clear()
+
+    def input(self, text: str) -> Input:
+        """A text to be embedded, as this engine gets it."""
+        if self.takes_messages:
+            return text
+        return list(self.engine.tokenize(text, add_special=False, parse_special=False))
+
+    def embed(self, inputs: Sequence[Any]) -> Iterator[Vectors]:
+        """Ask for vectors."""
+        return self.engine.embed(inputs)
 
     def tokens(self, text: str) -> list[int]:
         """A prompt's token ids, as for `/v1/completions`."""
@@ -211,7 +253,10 @@ class EngineContract:
         cache_prompt: bool = False,
         stop_after: int | None = None,
     ) -> RecordingSequence:
-        """A request to this engine."""
+        """A request to this engine; one that takes messages gets a chat of one."""
+        if self.takes_messages:
+            assert isinstance(prompt, str), "there are no tokens for an engine that takes messages"
+            return self.raw_sequence(RawPrompt(messages=(Message("user", prompt),)), params, stop_after=stop_after)
         tokens = self.tokens(prompt) if isinstance(prompt, str) else prompt
         return RecordingSequence(
             tokens,
@@ -220,6 +265,12 @@ class EngineContract:
             cache_prompt=cache_prompt,
             stop_after=stop_after,
         )
+
+    def raw_sequence(
+        self, raw: RawPrompt, params: SamplingParams | None = None, *, stop_after: int | None = None
+    ) -> RecordingSequence:
+        """A request to an engine that takes messages."""
+        return RecordingSequence((), self.greedy() if params is None else params, raw=raw, stop_after=stop_after)
 
     def answer(
         self, prompt: str | Sequence[int], params: SamplingParams | None = None, *, cache_prompt: bool = False
@@ -232,7 +283,7 @@ class EngineContract:
 
     def assert_same(self, expected: RecordingSequence, got: RecordingSequence, when: str) -> None:
         """Fail unless two answers are equal, or part at a near tie that is allowed."""
-        if expected.token_ids == got.token_ids:
+        if expected.said == got.said:
             return
         pairs = zip(expected.token_ids, got.token_ids, strict=False)
         split = next((index for index, (one, other) in enumerate(pairs) if one != other), None)

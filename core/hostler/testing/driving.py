@@ -15,7 +15,15 @@ class ContractError(AssertionError):
 class Driver:
     """Owns an engine's active sequences: adds, cancels, steps, and looks at what each step did."""
 
-    def __init__(self, engine: Engine, *, n_slots: int, max_tokens_per_step: int = 1, max_idle_steps: int = 1000) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        n_slots: int,
+        max_tokens_per_step: int = 1,
+        max_idle_steps: int = 1000,
+        wait: Callable[[], None] | None = None,
+    ) -> None:
         """Take over an engine that is loaded and has no sequences.
 
         Args:
@@ -23,6 +31,7 @@ class Driver:
             n_slots: As its EngineInfo says; more are never active at once.
             max_tokens_per_step: 1, or more for an engine that speculates.
             max_idle_steps: Steps without any visible progress after which the engine counts as stuck.
+            wait: For an engine that takes messages: called after a step that had nothing to do, returns when it may have.
         """
         self.engine = engine
         self.n_steps = 0
@@ -30,6 +39,7 @@ class Driver:
         self._n_slots = n_slots
         self._max_tokens_per_step = max_tokens_per_step
         self._max_idle_steps = max_idle_steps
+        self._wait = wait
         self._n_idle_steps = 0
 
     def add(self, sequence: RecordingSequence) -> None:
@@ -75,7 +85,9 @@ class Driver:
             if sequence.is_over:
                 del self.active[sequence.id]
         waiting = [sequence for sequence in self.active.values() if not sequence.is_paused]
-        if waiting and not has_worked:
+        if waiting and not has_worked and self._wait is not None:
+            self._wait()
+        elif waiting and not has_worked:
             raise ContractError(f"step() gave False (nothing to do) while {waiting[0]!r} is waiting")
         self._n_idle_steps = 0 if has_moved or not waiting else self._n_idle_steps + 1
         if self._n_idle_steps >= self._max_idle_steps:

@@ -8,12 +8,15 @@ exception raised inside `push` could be caught by the engine that caused it.
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 from collections.abc import Sequence
 
 import msgspec
 
-from hostler.domain import SEED_RANDOM, FinishReason, SamplingParams, TokenLogprob
+from hostler.domain import SEED_RANDOM, FinishReason, SamplingParams, TokenLogprob, Usage
+from hostler.engine import RawPrompt
+from hostler.errors import EngineFailed, HostlerError
 from hostler.text import StopStrings, TextAssembler
 
 _next_id = itertools.count(1)
@@ -27,9 +30,10 @@ class RecordingSequence:
 
     def __init__(
         self,
-        tokens: Sequence[int],
+        tokens: Sequence[int] = (),
         params: SamplingParams | None = None,
         *,
+        raw: RawPrompt | None = None,
         n_ctx: int | None = None,
         cache_prompt: bool = True,
         stop_after: int | None = None,
@@ -38,20 +42,22 @@ class RecordingSequence:
         """Make a request.
 
         Args:
-            tokens: The prompt's token ids, at least one.
+            tokens: The prompt's token ids, at least one; none for an engine that takes messages.
             params: None: greedy, up to 16 tokens.
+            raw: What an engine that takes messages gets.
             n_ctx: The engine's `EngineInfo.n_ctx`; prompt and answer together never exceed it. None: no limit.
             cache_prompt: As in SequenceSink.
             stop_after: `push` gives False at this many tokens, as if the reader had had enough. None: never.
             sequence_id: None: the next free one.
         """
         params = SamplingParams(temperature=0.0, max_tokens=16) if params is None else params
-        if params.seed == SEED_RANDOM:
+        if params.seed == SEED_RANDOM and raw is None:
             params = msgspec.structs.replace(params, seed=FIXED_SEED)
         self.id: int = next(_next_id) if sequence_id is None else sequence_id
         self.tokens: Sequence[int] = tuple(tokens)
         self.params: SamplingParams = params
         self.cache_prompt: bool = cache_prompt
+        self.raw: RawPrompt | None = raw
 
         self.n_cached: int | None = None
         """What `begin` said; None before it."""
@@ -62,7 +68,11 @@ class RecordingSequence:
         self.reason: FinishReason | None = None
         """Why it is over; None while it is not."""
         self.message: str = ""
-        """What the engine said when it ended the sequence with ERROR."""
+        """What the engine said when it ended the sequence with an error."""
+        self.error: HostlerError | None = None
+        """That error."""
+        self.usage: Usage | None = None
+        """What `counted` said."""
         self.text: str = ""
         """The answer as a client would have it by now: whole characters, nothing of a stop string."""
         self.stop_string: str | None = None
@@ -70,8 +80,10 @@ class RecordingSequence:
         self.violations: list[str] = []
 
         self._is_paused = False
-        limits = (params.max_tokens, stop_after, None if n_ctx is None else n_ctx - len(self.tokens))
-        self._max_tokens = min(limit for limit in limits if limit is not None)
+        limits = [stop_after]
+        if raw is None:  # else a push is no token
+            limits += [params.max_tokens, None if n_ctx is None else n_ctx - len(self.tokens)]
+        self._max_tokens = min((limit for limit in limits if limit is not None), default=sys.maxsize)
         self._assembler = TextAssembler(StopStrings(params.stop))
         self._thread = threading.get_ident()
 
@@ -81,6 +93,11 @@ class RecordingSequence:
     def is_over(self) -> bool:
         """Nothing more may come."""
         return self.reason is not None
+
+    @property
+    def said(self) -> object:
+        """What two equal answers have in common: their tokens, or their text where nothing is known of tokens."""
+        return tuple(self.token_ids) if self.raw is None else self.text
 
     @property
     def n_prefilled(self) -> int:
@@ -157,17 +174,34 @@ class RecordingSequence:
     def end(self, reason: FinishReason, message: str = "") -> None:
         """See SequenceSink."""
         self._check_call("end")
-        if reason not in (FinishReason.STOP, FinishReason.ERROR):
+        if reason not in (FinishReason.STOP, FinishReason.ERROR) and (self.raw is None or reason is not FinishReason.LENGTH):
             self._violate(f"end({reason.value!r}): an engine ends a sequence with 'stop' or 'error' only")
         if reason is FinishReason.ERROR and not message:
             self._violate("end('error') came without a message")
         if self.n_cached is None and reason is FinishReason.STOP:
             self._violate("end('stop') came before begin()")
-        if self.reason is None:
-            self.text += self._assembler.finish().text
-            self.reason, self.message, self.is_ended_by_engine = reason, message, True
+        if reason is FinishReason.ERROR:
+            self._end(reason, EngineFailed(message))
+        else:
+            self._end(reason, None)
+
+    def fail(self, error: HostlerError) -> None:
+        """See SequenceSink."""
+        self._check_call("fail")
+        self._end(FinishReason.ERROR, error)
+
+    def counted(self, usage: Usage) -> None:
+        """See SequenceSink."""
+        self._check_call("counted")
+        self.usage = usage
 
     # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _end(self, reason: FinishReason, error: HostlerError | None) -> None:
+        if self.reason is None:
+            self.text += self._assembler.finish().text
+            self.reason, self.is_ended_by_engine, self.error = reason, True, error
+            self.message = "" if error is None else error.message
 
     def _check_call(self, name: str) -> None:
         if self.reason is not None:

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, NoReturn, cast
 
 import msgspec
 
-from hostler.engine import Engine, EngineInfo
+from hostler.engine import Engine, EngineInfo, MessageEngine
 from hostler.errors import HostlerError, InvalidRequest, ModelLoadFailed, PluginError
 from hostler.ring import RingSegment
 from hostler.worker import exits
@@ -104,7 +104,6 @@ class Worker:
         self._desk: PreparationThread | None = None
         """None until the model is loaded; the host submits nothing before."""
         self._preparation: Preparation | None = None
-        self._info: EngineInfo | None = None
         self._load: Load | None = None
         self._embeds: dict[int, EmbedPreparation] = {}
         """Embeds in preparation: put in and dropped by the control thread, taken out by the preparation thread."""
@@ -119,7 +118,13 @@ class Worker:
         threading.Thread(target=self._read_control, name="control", daemon=True).start()
         engine, info, segment = self._load_engine(first)
         loop = Loop(
-            engine, info, segment, self._inbox, self._control.send, stall_timeout_s=first.stall_timeout_s
+            engine,
+            info,
+            segment,
+            self._inbox,
+            self._control.send,
+            stall_timeout_s=first.stall_timeout_s,
+            takes_messages=first.takes_messages,
         )
         # What is loaded stays: the collector need not look at an engine's tables again and again.
         gc.collect()
@@ -141,11 +146,18 @@ class Worker:
         try:
             segment = RingSegment.attach(load.ring_handle)
             engine = _make_engine(load.engine)
+            if load.takes_messages:
+                cast(MessageEngine, engine).wake_with(self._inbox.wake)
             info = engine.load(load.files, load.settings, self._progress())
-            if min(info.n_ctx, info.n_slots, info.n_vocab) < 1:
+            if info.n_slots < 1 or (min(info.n_ctx, info.n_vocab) < 1 and not load.takes_messages):
                 raise ModelLoadFailed(f"{load.engine} says {info}; n_ctx, n_slots and n_vocab must be at least 1")
             self._preparation = Preparation(
-                load.model_id, engine, info, load.prompt, is_embedding=load.settings.embedding
+                load.model_id,
+                engine,
+                info,
+                load.prompt,
+                is_embedding=load.settings.embedding,
+                takes_messages=load.takes_messages,
             )
             memory = engine.memory()
         except MemoryError as error:
@@ -160,7 +172,6 @@ class Worker:
             engine.close()
             self._control.send(Stopped())
             self._exit(exits.ORDERLY)
-        self._info = info
         self._desk = PreparationThread(
             self._preparation,
             render_timeout_s=load.prompt.render_timeout_s,
@@ -263,10 +274,10 @@ class Worker:
             self._reply(call, lambda: answer(result))
 
         def answer(result: int | HostlerError) -> PromptSize:
-            assert self._info is not None
+            assert self._preparation is not None
             if isinstance(result, HostlerError):
                 raise result
-            return PromptSize(result, self._info.n_ctx)
+            return PromptSize(result, self._preparation.n_ctx)
 
         try:
             counting = msgspec.convert(call.argument, Counting)

@@ -14,6 +14,7 @@ import struct
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from hostler.engine import Engine, EngineInfo, Vectors
 from hostler.errors import EngineFailed, HostlerError
@@ -23,7 +24,8 @@ from hostler.worker.wire import Embed, Embedded, EmbedReply, Reply, WorkerMessag
 SLICE_CHARACTERS = 128 * 1024
 """So much text is tokenized before other requests have their turn: about 30 ms."""
 
-Tokens = Sequence[int]
+Tokens = Sequence[int] | str
+"""One input: token ids, or its text where the engine takes messages."""
 
 
 class EmbedPreparation:
@@ -103,15 +105,20 @@ class _Job:
 class EmbedJobs:
     """The embeds of one loop. Engine thread only."""
 
-    def __init__(self, engine: Engine, info: EngineInfo, send: Callable[[WorkerMessage], None]) -> None:
+    def __init__(
+        self, engine: Engine, info: EngineInfo, send: Callable[[WorkerMessage], None], *, takes_messages: bool = False
+    ) -> None:
         """Nothing is under way.
 
         Args:
             send: Writes one control message to the host.
+            takes_messages: The engine waits for others: all jobs are under way at once, and it counts their tokens.
         """
-        self._engine = engine
+        # A MessageEngine's takes texts.
+        self._embed: Callable[[Sequence[Any]], Iterator[Vectors]] = engine.embed
         self._info = info
         self._send = send
+        self._takes_messages = takes_messages
         self._open: dict[int, _Job] = {}
         """All that are not answered, those in preparation too."""
         self._turns: deque[_Job] = deque()
@@ -155,15 +162,24 @@ class EmbedJobs:
         for job in list(self._open.values()):
             self._end(job)
 
-    def advance(self) -> None:
-        """Evaluate one piece of the job whose turn it is.
+    def advance(self) -> bool:
+        """Evaluate one piece of the job whose turn it is; of an engine that waits, look at every job.
+
+        Returns:
+            False: none of them has gone on, and the engine will wake the loop when one can.
 
         Raises:
             MemoryError: The worker is not to be trusted on.
         """
-        job = self._turns[0]
+        if not self._takes_messages:
+            self._take_turn(self._turns[0])
+            return True
+        turns = [self._take_turn(job) for job in list(self._turns)]  # all of them, whatever the first one says
+        return any(turns)
+
+    def _take_turn(self, job: _Job) -> bool:
         try:
-            self._advance(job)
+            return self._advance(job)
         except HostlerError as error:
             self._refuse(job, error)
         except MemoryError:
@@ -171,15 +187,17 @@ class EmbedJobs:
         except Exception as error:  # noqa: BLE001 - a bug in one job costs that job
             traceback.print_exc()
             self._refuse(job, EngineFailed(f"The engine failed to embed: {type(error).__name__}: {error}"))
+        return True
 
-    def _advance(self, job: _Job) -> None:
+    def _advance(self, job: _Job) -> bool:
+        """One piece; False: it brought no vector."""
         if job.pieces is None:
-            job.pieces = iter(self._engine.embed(job.inputs))
+            job.pieces = iter(self._embed(job.inputs))
         vectors = next(job.pieces, None)
         if vectors is None:
             raise EngineFailed(f"The engine ended after {job.n_given} vectors for {len(job.inputs)} inputs")
         if not len(vectors):
-            return
+            return False
         if job.n_given + len(vectors) > len(job.inputs):
             raise EngineFailed(f"The engine gave more than {len(job.inputs)} vectors for {len(job.inputs)} inputs")
         packed = tuple(
@@ -189,9 +207,10 @@ class EmbedJobs:
         self._send(Embedded(job.call_id, packed))
         self._turns.rotate(-1)
         if job.n_given == len(job.inputs):
-            n_tokens = sum(len(tokens) for tokens in job.inputs)
+            n_tokens = _returned(job.pieces) if self._takes_messages else sum(len(tokens) for tokens in job.inputs)
             self._end(job)
             self._send(Reply(job.call_id, EmbedReply(n_tokens)))
+        return True
 
     def _refuse(self, job: _Job, error: HostlerError) -> None:
         self._end(job)
@@ -207,6 +226,15 @@ class EmbedJobs:
                 close()
             except Exception:  # noqa: BLE001 - it is over; the log has what the engine did wrong
                 traceback.print_exc()
+
+
+def _returned(pieces: Iterator[Vectors]) -> int:
+    """The number of tokens that a generator returns after its last vector; 0: it does not know."""
+    try:
+        next(pieces)
+    except StopIteration as end:
+        return int(end.value or 0)
+    raise EngineFailed("The engine went on after the last vector")
 
 
 def packed_vector(vector: Sequence[float], n_embd: int, index: int) -> bytes:

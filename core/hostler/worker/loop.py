@@ -19,13 +19,13 @@ import msgspec
 
 from hostler.domain import MemoryUse
 from hostler.engine import Engine, EngineInfo
-from hostler.errors import HostlerError
+from hostler.errors import EngineFailed, HostlerError
 from hostler.ring import RingSegment
 from hostler.worker import exits
 from hostler.worker.embedding import EmbedJobs, Tokens
 from hostler.worker.preparation import Prepared
 from hostler.worker.sequence import RingSequence
-from hostler.worker.wire import FailedFrame, Reply, SequenceClosed, Submit, WorkerMessage
+from hostler.worker.wire import Reply, SequenceClosed, Submit, WorkerMessage
 
 BEAT_S = 1.0
 """Longest wait while any sequence is open: the host takes a loop without beats for a hung one."""
@@ -110,6 +110,10 @@ class Inbox:
         self.items.append(item)
         self._has_come.set()
 
+    def wake(self) -> None:
+        """Have the loop look after its engine; any thread."""
+        self._has_come.set()
+
     def wait(self, timeout_s: float | None) -> None:
         """Return when there may be items or the time is over; loop thread only."""
         self._has_come.wait(timeout_s)
@@ -129,6 +133,7 @@ class Loop:
         send: Callable[[WorkerMessage], None],
         *,
         stall_timeout_s: float,
+        takes_messages: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nothing runs yet.
@@ -136,6 +141,7 @@ class Loop:
         Args:
             send: Writes one control message to the host.
             stall_timeout_s: A sequence whose ring takes nothing for so long is dropped.
+            takes_messages: The engine is a MessageEngine, which wakes the loop through `Inbox.wake`.
         """
         self._engine = engine
         self._info = info
@@ -154,7 +160,8 @@ class Loop:
         """Sequences with frames that wait for room; some of them still in the engine, some over."""
         self._over: list[RingSequence] = []
         """Sequences that ended since the last look."""
-        self._embeds = EmbedJobs(engine, info, send)
+        self._embeds = EmbedJobs(engine, info, send, takes_messages=takes_messages)
+        self._idle_step_s = BEAT_S if takes_messages else IDLE_STEP_S
         self._is_stopping = False
         self._poll_s = _PAUSE_POLL_S[0]
 
@@ -197,16 +204,23 @@ class Loop:
             if self._over:
                 self._settle()
             if self._embeds.has_work:
-                self._embeds.advance()
-            elif not has_worked and self._active:
-                self._inbox.wait(IDLE_STEP_S)
+                has_worked = self._embeds.advance() or has_worked
+            if not has_worked and (self._active or self._embeds.has_work):
+                self._rest(self._idle_step_s)
         elif self._embeds.has_work:
-            self._embeds.advance()
+            if not self._embeds.advance():
+                self._rest(self._idle_step_s)
         elif self._full:
-            self._inbox.wait(self._poll_s)
-            self._poll_s = min(self._poll_s * 2, _PAUSE_POLL_S[1])
+            self._rest(BEAT_S)
         else:
             self._inbox.wait(BEAT_S if self._open or self._embeds.is_open else None)
+
+    def _rest(self, timeout_s: float) -> None:
+        """Wait for items or the engine's wake; shortly while rings are full, whose readers cannot wake us."""
+        if self._full:
+            timeout_s = min(timeout_s, self._poll_s)
+            self._poll_s = min(self._poll_s * 2, _PAUSE_POLL_S[1])
+        self._inbox.wait(timeout_s)
 
     # -- receive ----------------------------------------------------------------------------------------------------
 
@@ -225,12 +239,14 @@ class Loop:
             case Prepared():
                 sequence = self._open.get(item.sequence_id)
                 if sequence is not None and not sequence.is_over:
-                    sequence.prepared(item.tokens, item.params, item.stops, item.cache_prompt, self._info.n_ctx)
+                    sequence.prepared(
+                        item.tokens, item.params, item.stops, item.cache_prompt, self._info.n_ctx, item.raw
+                    )
                     heapq.heappush(self._waiting, (sequence.order, sequence))
             case PreparationFailed(sequence_id, error):
                 sequence = self._open.get(sequence_id)
                 if sequence is not None:
-                    sequence.fail(failed_frame(error))
+                    sequence.fail(error)
             case Cancelled(sequence_id):
                 self._cancel(sequence_id)
             case EmbedArrived(call_id):
@@ -282,17 +298,17 @@ class Loop:
             try:
                 self._engine.add(sequence)
             except HostlerError as error:
-                self._refused(sequence, failed_frame(error))
+                self._refused(sequence, error)
             except MemoryError:
                 raise
             except Exception as error:  # noqa: BLE001 - a bug in taking one sequence costs that sequence
                 traceback.print_exc()
                 message = f"The engine failed to take this request: {type(error).__name__}: {error}"
-                self._refused(sequence, FailedFrame("engine_failed", message))
+                self._refused(sequence, EngineFailed(message))
 
-    def _refused(self, sequence: RingSequence, frame: FailedFrame) -> None:
+    def _refused(self, sequence: RingSequence, error: HostlerError) -> None:
         del self._active[sequence.id]
-        sequence.fail(frame)
+        sequence.fail(error)
 
     # -- emit -------------------------------------------------------------------------------------------------------
 
@@ -327,8 +343,3 @@ class Loop:
         if self._open.pop(sequence.id, None) is not None:
             self._full.pop(sequence.id, None)
             self._send(SequenceClosed(sequence.id))
-
-
-def failed_frame(error: HostlerError) -> FailedFrame:
-    """An error's fields for the ring."""
-    return FailedFrame(error.code, error.message, error.param, error.retry_after_s)

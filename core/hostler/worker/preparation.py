@@ -15,7 +15,7 @@ from typing import Protocol
 import msgspec
 
 from hostler.domain import SEED_RANDOM, Message, SamplingParams
-from hostler.engine import EngineInfo
+from hostler.engine import EngineInfo, RawPrompt
 from hostler.errors import ContextLengthExceeded, EmbeddingsDisabled, InvalidRequest, UnsupportedParameter
 from hostler.prompt.forms import PromptForm, parse_prompt_template
 from hostler.prompt.segments import Prompt
@@ -25,6 +25,11 @@ from hostler.worker.wire import Embed, PromptSettings, Submit
 
 MAX_STOP_CHARACTERS = 16 * 1024
 """All stop strings of a request together: each character is a state of the automaton, about 300 bytes."""
+UNKNOWN_CTX = 2**31 - 1
+"""The context of an engine that takes messages and does not know it: whoever answers will say what is too much."""
+_BYTES_A_TOKEN = 3
+_TOKENS_A_MESSAGE = 8
+"""An estimate that is rather high: English has about four bytes a token, Chinese three or less."""
 
 
 class Tokenizer(Protocol):
@@ -44,6 +49,8 @@ class Prepared:
     """With a seed drawn."""
     stops: StopStrings
     cache_prompt: bool
+    raw: RawPrompt | None = None
+    """Instead of tokens, for an engine that takes messages."""
 
 
 class Preparation:
@@ -57,24 +64,29 @@ class Preparation:
         settings: PromptSettings,
         *,
         is_embedding: bool = True,
+        takes_messages: bool = False,
     ) -> None:
         """Choose how messages become text: the setting `prompt_template`, else the file's template, else Jan's four
         prompt texts when one of them is set.
 
         Args:
             is_embedding: The setting `embedding`.
+            takes_messages: The engine renders and tokenizes by itself: requests are checked and handed on.
 
         Raises:
-            InvalidRequest: `prompt_template` lacks its marker.
+            InvalidRequest: `prompt_template` lacks its marker, or one of the five is set for such an engine.
         """
         self._model_id = model_id
         self._tokenizer = tokenizer
         self._info = info
         self._is_embedding = is_embedding
+        self._takes_messages = takes_messages
         self._max_bytes = settings.max_prompt_bytes
         self._form: PromptForm | None = None
         self._template: ChatTemplate | None = None
-        if settings.prompt_template is not None:
+        if takes_messages:
+            _refuse_prompt_settings(model_id, settings)
+        elif settings.prompt_template is not None:
             self._form = parse_prompt_template(settings.prompt_template)
         elif info.chat_template is not None:
             self._template = ChatTemplate(
@@ -102,6 +114,9 @@ class Preparation:
                 param="model",
             )
         params = self._checked(submit.params)
+        if self._takes_messages:
+            on_rendered()
+            return self._prepare_raw(submit, params)
         implied_stops: tuple[str, ...] = ()
         if submit.messages is not None:
             prompt = self.render(submit.messages, submit.template_kwargs)
@@ -121,7 +136,8 @@ class Preparation:
     def count(
         self, messages: Sequence[Message], template_kwargs: dict[str, object], on_rendered: Callable[[], None]
     ) -> int:
-        """How many tokens `prepare` would make of these messages; more than the context holds is no error here.
+        """How many tokens `prepare` would make of these messages; more than the context holds is no error here. An estimate
+        by their size where the engine takes messages.
 
         Args:
             on_rendered: As in `prepare`.
@@ -129,9 +145,17 @@ class Preparation:
         Raises:
             HostlerError: What is wrong with them; ContextLengthExceeded only when they are far too long even to be counted.
         """
+        if self._takes_messages:
+            on_rendered()
+            return sum(_estimated_tokens(message) for message in messages)
         prompt = self.render(messages, template_kwargs)
         on_rendered()
         return len(self._tokenize_prompt(prompt, "messages"))
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        return self._info.n_ctx or UNKNOWN_CTX
 
     def render(self, messages: Sequence[Message], template_kwargs: dict[str, object]) -> Prompt:
         """Messages to text.
@@ -152,6 +176,8 @@ class Preparation:
 
     def tokenize(self, text: str) -> list[int]:
         """A plain text to token ids, BOS and control texts as for a completion's prompt."""
+        if self._takes_messages:
+            raise UnsupportedParameter(f"{self._model_id} runs in an engine that shows no tokens", param="text")
         return self._tokenize((text,) if text else ())
 
     def check_embed(self, embed: Embed) -> None:
@@ -175,8 +201,9 @@ class Preparation:
                 param="dimensions",
             )
 
-    def embed_input(self, value: str | Sequence[int], param: str) -> array[int]:
-        """One input to token ids that may be embedded. A text is text: control tokens inside it are not read as such.
+    def embed_input(self, value: str | Sequence[int], param: str) -> array[int] | str:
+        """One input to token ids that may be embedded. A text is text: control tokens inside it are not read as such; it
+        stays one where the engine takes messages.
 
         Raises:
             InvalidRequest: Naming the input that is empty or not the model's.
@@ -188,6 +215,8 @@ class Preparation:
             return array("i", tokens)
         if not value:
             raise InvalidRequest(f"{param} is empty; send some text", param=param)
+        if self._takes_messages:
+            return value
         far_too_long = self._far_too_long()
         if len(value) > far_too_long:
             beginning = self._tokenizer.tokenize(value[:far_too_long], add_special=True, parse_special=False)
@@ -210,20 +239,20 @@ class Preparation:
                 param="stop",
             )
         # An id out of range is memory out of range in an engine.
-        for token_id in params.logit_bias:
+        for token_id in () if self._takes_messages else params.logit_bias:
             if not 0 <= token_id < self._info.n_vocab:
                 raise InvalidRequest(
                     f"logit_bias names token {token_id}; this model's tokens are 0 to {self._info.n_vocab - 1}",
                     param="logit_bias",
                 )
-        if params.seed == SEED_RANDOM:
+        if params.seed == SEED_RANDOM and not self._takes_messages:
             return msgspec.structs.replace(params, seed=secrets.randbits(31))
         return params
 
     def _check_token_ids(self, tokens: Sequence[int], param: str) -> Sequence[int]:
         if not tokens:
             raise InvalidRequest(f"{param} is empty; send at least one token", param=param)
-        for index, token_id in enumerate(tokens):
+        for index, token_id in enumerate(() if self._takes_messages else tokens):
             if not 0 <= token_id < self._info.n_vocab:
                 raise InvalidRequest(
                     f"{param}[{index}] is token {token_id}; this model's tokens are 0 to {self._info.n_vocab - 1}",
@@ -260,8 +289,16 @@ class Preparation:
             tokens = self._tokenizer.tokenize("", add_special=True, parse_special=True)
         return tokens
 
+    def _prepare_raw(self, submit: Submit, params: SamplingParams) -> Prepared:
+        if isinstance(submit.prompt, tuple):
+            self._check_token_ids(submit.prompt, "prompt")
+        elif submit.messages is None and not submit.prompt:
+            raise InvalidRequest("The prompt is empty; send some text", param="prompt")
+        raw = RawPrompt(submit.messages, submit.prompt, submit.template_kwargs)
+        return Prepared(submit.sequence_id, (), params, StopStrings(params.stop), submit.cache_prompt, raw)
+
     def _check_input_length(self, n_tokens: int, param: str, *, is_at_least: bool = False) -> None:
-        n_ctx = self._info.n_ctx
+        n_ctx = self.n_ctx
         if n_tokens > n_ctx:
             count = f"more than {n_tokens}" if is_at_least else str(n_tokens)
             raise ContextLengthExceeded(
@@ -296,3 +333,17 @@ def _plain_form(settings: PromptSettings) -> PromptForm | None:
         user_prompt=plain.user_prompt if user_prompt is None else user_prompt,
         ai_prompt=plain.ai_prompt if ai_prompt is None else ai_prompt,
     )
+
+
+def _refuse_prompt_settings(model_id: str, settings: PromptSettings) -> None:
+    for name in ("prompt_template", "pre_prompt", "system_prompt", "user_prompt", "ai_prompt"):
+        if getattr(settings, name) is not None:
+            raise InvalidRequest(
+                f"{model_id} has the setting {name}, and its engine makes prompts by itself; take the setting back",
+                param=f"settings.{name}",
+            )
+
+
+def _estimated_tokens(message: Message) -> int:
+    size = len((message.content or "").encode()) + sum(len(str(call)) for call in message.tool_calls or ())
+    return _TOKENS_A_MESSAGE + -(-size // _BYTES_A_TOKEN)

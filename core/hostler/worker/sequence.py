@@ -8,11 +8,14 @@ that does not fit waits here, the sequence is paused, and nobody else is. It mus
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
 from hostler.domain import FinishReason, Priority, SamplingParams, Timings, TokenLogprob, Usage
+from hostler.engine import RawPrompt
+from hostler.errors import EngineFailed, HostlerError
 from hostler.ring import RingWriter
 from hostler.text import Release, StopStrings, TextAssembler
 from hostler.worker.wire import (
@@ -60,6 +63,7 @@ class RingSequence:
         self.tokens: Sequence[int] = ()
         self.params = SamplingParams()
         self.cache_prompt = True
+        self.raw: RawPrompt | None = None
         self.is_paused = False
         self.is_over = False
         self.is_prepared = False
@@ -80,6 +84,7 @@ class RingSequence:
         self._limit = 0
         self._n_output = 0
         self._n_cached = 0
+        self._usage: Usage | None = None
         self._begun_at: float | None = None
         self._first_token_at = 0.0
         self._last_token_at = 0.0
@@ -87,30 +92,28 @@ class RingSequence:
     # -- called by the loop -------------------------------------------------------------------------------------------
 
     def prepared(
-        self, tokens: Sequence[int], params: SamplingParams, stops: StopStrings, cache_prompt: bool, n_ctx: int
+        self,
+        tokens: Sequence[int],
+        params: SamplingParams,
+        stops: StopStrings,
+        cache_prompt: bool,
+        n_ctx: int,
+        raw: RawPrompt | None = None,
     ) -> None:
-        """Its prompt is tokenized; it may wait for a slot now."""
+        """Its prompt is tokenized, or is `raw`; it may wait for a slot now."""
         self.tokens = tokens
         self.params = params
         self.cache_prompt = cache_prompt
         self.is_prepared = True
         self._assembler = TextAssembler(stops)
         self._has_logprobs = params.logprobs is not None
-        self._limit = min(params.max_tokens, n_ctx - len(tokens))
+        self.raw = raw
+        # Pieces of an engine that takes messages are no tokens: it counts them itself.
+        self._limit = min(params.max_tokens, n_ctx - len(tokens)) if raw is None else sys.maxsize
 
     def admitted(self) -> None:
         """It has a slot."""
         self._emit(PREFILL, PREFILL_STRUCT.pack(0, len(self.tokens)))
-
-    def fail(self, frame: FailedFrame) -> None:
-        """End it with an error."""
-        if self.is_over:
-            return
-        if len(frame.message) > self._max_text_length:
-            text = frame.message[: self._max_text_length] + "..."
-            frame = FailedFrame(frame.code, text, frame.param, frame.retry_after_s)
-        self._emit(FAILED, encode_payload(frame))
-        self._set_over()
 
     def cancel(self) -> None:
         """End it because nobody wants it any more; what its ring does not take now is dropped."""
@@ -186,10 +189,24 @@ class RingSequence:
         if self.is_over:
             return
         if reason is FinishReason.ERROR:
-            self._emit_release(self._assembler.finish())
-            self.fail(FailedFrame("engine_failed", message or "The engine gave up on this answer and did not say why"))
+            self.fail(EngineFailed(message or "The engine gave up on this answer and did not say why"))
         else:
             self._finish(reason)
+
+    def fail(self, error: HostlerError) -> None:
+        """See SequenceSink; the loop calls it, too."""
+        if self.is_over:
+            return
+        self._emit_release(self._assembler.finish())
+        text = error.message
+        if len(text) > self._max_text_length:
+            text = text[: self._max_text_length] + "..."
+        self._emit(FAILED, encode_payload(FailedFrame(error.code, text, error.param, error.retry_after_s)))
+        self._set_over()
+
+    def counted(self, usage: Usage) -> None:
+        """See SequenceSink."""
+        self._usage = usage
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -203,17 +220,16 @@ class RingSequence:
         self._on_over(self)
 
     def _ended(self, reason: FinishReason, stop_string: str | None) -> bytes:
-        n_prompt = len(self.tokens)
+        usage = self._usage or Usage(len(self.tokens), self._n_output, self._n_cached)
         until = self._first_token_at if self._n_output else self._clock()
         prompt_s = 0.0 if self._begun_at is None else until - self._begun_at
         timings = Timings(
-            prompt_n=0 if self._begun_at is None else n_prompt - self._n_cached,
+            prompt_n=0 if self._begun_at is None else usage.prompt_tokens - usage.cached_tokens,
             prompt_ms=prompt_s * 1000,
-            cached_n=self._n_cached,
-            predicted_n=self._n_output,
+            cached_n=usage.cached_tokens,
+            predicted_n=usage.completion_tokens,
             predicted_ms=(self._last_token_at - self._first_token_at) * 1000,
         )
-        usage = Usage(n_prompt, self._n_output, self._n_cached)
         shown = None if stop_string is None else stop_string[: self._max_text_length]
         return encode_payload(EndedFrame(reason, usage, timings, shown))
 

@@ -117,6 +117,7 @@ class Supervisor:
         settings: EngineSettings,
         prompt: PromptSettings,
         *,
+        takes_messages: bool = False,
         limits: Limits | None = None,
         log_path: Path | None = None,
         on_change: Callable[[Supervisor], None] | None = None,
@@ -128,6 +129,7 @@ class Supervisor:
         Args:
             engine: EngineSpec.engine, `package.module:Class`.
             environment: EngineSpec.environment; the user's own variables win.
+            takes_messages: EngineSpec.takes_messages.
             log_path: File that gets all the worker's output, rotated; None: only the last lines are kept.
             on_change: Called after each change of `state`, without locks held; from the supervisor's threads, and for
                 `starting` and `stopping` from the thread that called start() or stop().
@@ -152,6 +154,7 @@ class Supervisor:
         self._files = files
         self._settings = settings
         self._prompt = prompt
+        self._takes_messages = takes_messages
         self._log_path = log_path
         self._on_change = on_change
         self._clock = clock
@@ -451,6 +454,7 @@ class Supervisor:
                 self._prompt,
                 segment.handle_for_child(),
                 self.limits.stall_timeout_s,
+                self._takes_messages,
             )
         )
         return run

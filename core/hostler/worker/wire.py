@@ -98,6 +98,8 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     """What `RingSegment.attach` takes."""
     stall_timeout_s: float = 60.0
     """A sequence whose reader takes nothing for so long is cancelled."""
+    takes_messages: bool = False
+    """EngineSpec's."""
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):

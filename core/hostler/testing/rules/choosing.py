@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hostler.domain import SamplingParams
-from hostler.testing.rules.registry import PROMPTS, check, tokenize
+from hostler.testing.rules.registry import PROMPTS, also_for_messages, check, tokenize
 
 if TYPE_CHECKING:
     from hostler.testing.contract import EngineContract
 
 
+@also_for_messages
 @check
 def greedy_answers_repeat(c: EngineContract) -> None:
     """At temperature 0 the same prompt gives the same answer, whatever the seed."""
@@ -26,6 +27,7 @@ def _sampled(seed: int, n_tokens: int = 32) -> SamplingParams:
     return SamplingParams(temperature=1.5, top_p=1.0, min_p=0.0, seed=seed, max_tokens=n_tokens, ignore_eos=True)
 
 
+@also_for_messages
 @check
 def a_seed_repeats(c: EngineContract) -> None:
     """With a fixed seed a sampled answer repeats, also after other requests and with every seed of 32 bits."""
@@ -33,13 +35,14 @@ def a_seed_repeats(c: EngineContract) -> None:
         first = c.answer(PROMPTS[9], _sampled(seed))
         c.answer(PROMPTS[10], _sampled(5, 4))
         second = c.answer(PROMPTS[9], _sampled(seed))
-        assert first.token_ids == second.token_ids, f"seed {seed} gave {first.text!r}, then {second.text!r}"
+        assert first.said == second.said, f"seed {seed} gave {first.text!r}, then {second.text!r}"
 
 
+@also_for_messages
 @check
 def seeds_differ(c: EngineContract) -> None:
     """At temperature 1.5 four seeds do not all give one answer."""
-    answers = {tuple(c.answer(PROMPTS[9], _sampled(seed)).token_ids) for seed in (1, 2, 3, 4)}
+    answers = {c.answer(PROMPTS[9], _sampled(seed)).said for seed in (1, 2, 3, 4)}
     assert len(answers) > 1, "four seeds at temperature 1.5 gave the same 32 tokens"
 
 
@@ -55,6 +58,7 @@ def logit_bias_bans_and_forces(c: EngineContract) -> None:
     assert wanted in forced.token_ids, f"token {wanted} was all but forced and never came: {forced.token_ids}"
 
 
+@also_for_messages
 @check
 def logprobs_are_probabilities(c: EngineContract) -> None:
     """With `logprobs` n each push carries the chosen token's log probability and those of the n best, best first."""
@@ -73,7 +77,7 @@ def logprobs_are_probabilities(c: EngineContract) -> None:
             )
             assert values == sorted(values, reverse=True), f"the candidates are not in order: {values}"
             assert sum(math.exp(value) for value in values) <= 1.001, f"probabilities that sum to over 1: {values}"
-            same = [top.logprob for top in logprob.top if top.token_id == token]
+            same = [top.logprob for top in logprob.top if (top.token_id, top.token) == (token, piece)]
             assert all(abs(value - logprob.logprob) < 1e-3 for value in same), f"two values for one token: {logprob}"
             if temperature == 0.0 and n_top:
                 assert logprob.logprob >= values[0] - 1e-3, f"a greedy choice that is not the best: {logprob}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hostler.testing.rules.registry import PROMPTS, check
+from hostler.testing.rules.registry import PROMPTS, also_for_messages, check
 
 if TYPE_CHECKING:
     from hostler.testing.contract import EngineContract
@@ -21,6 +21,7 @@ def _assert_all_slots_work(c: EngineContract, when: str) -> None:
         c.assert_same(reference, sequence, when)
 
 
+@also_for_messages
 @check
 def cancel_before_the_first_step(c: EngineContract) -> None:
     """A sequence that is cancelled before any step is never touched; its slot is free."""
@@ -52,6 +53,7 @@ def cancel_in_prefill(c: EngineContract) -> None:
     _assert_all_slots_work(c, "after sequences cancelled in prefill")
 
 
+@also_for_messages
 @check
 def cancel_in_decode(c: EngineContract) -> None:
     """A sequence that is cancelled while it answers gets no further call; the others go on undisturbed."""
@@ -63,7 +65,7 @@ def cancel_in_decode(c: EngineContract) -> None:
             if staying is not None:
                 driver.add(staying)
             driver.add(leaving)
-            driver.step_until(lambda leaving=leaving: len(leaving.token_ids) >= 3)  # type: ignore[misc]
+            driver.step_until(lambda leaving=leaving: len(leaving.pieces) >= 3)  # type: ignore[misc]
             driver.cancel(leaving)
             driver.run()
         assert not leaving.violations, leaving.violations[0]
@@ -72,6 +74,7 @@ def cancel_in_decode(c: EngineContract) -> None:
     _assert_all_slots_work(c, "after sequences cancelled in decode")
 
 
+@also_for_messages
 @check
 def cancel_of_an_unknown_id_is_ignored(c: EngineContract) -> None:
     """`cancel` of an id that never was, of one that is over, and of one twice does nothing."""
@@ -86,6 +89,7 @@ def cancel_of_an_unknown_id_is_ignored(c: EngineContract) -> None:
     _assert_all_slots_work(c, "after a cancel of unknown ids")
 
 
+@also_for_messages
 @check
 def a_paused_sequence_waits(c: EngineContract) -> None:
     """A paused sequence is left out, the others go on; resumed, it says what it would have said."""

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 Check = Callable[["EngineContract"], None]
 CHECKS: dict[str, Check] = {}
 """Name -> check, in the order they should run: what later checks build on comes first."""
+MESSAGE_CHECKS: dict[str, Check] = {}
+"""The same for engines that take messages: some of the above, then their own."""
 
 EMOJI_TEXT = "Grüße, 世界! 🦙🚂 👩‍🚒 naïve\tcafé\nline two  with  spaces {}<>\\ "
 PROMPTS = (
@@ -40,6 +42,12 @@ PROMPTS = (
 def check(function: Check) -> Check:
     """Register a check under its function's name."""
     CHECKS[function.__name__] = function
+    return function
+
+
+def also_for_messages(function: Check) -> Check:
+    """Register a check for engines that take messages, too."""
+    MESSAGE_CHECKS[function.__name__] = function
     return function
 
 

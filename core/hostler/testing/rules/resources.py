@@ -9,20 +9,21 @@ from typing import TYPE_CHECKING
 
 from hostler.domain import MemoryUse
 from hostler.errors import UnsupportedParameter
-from hostler.testing.rules.registry import PROMPTS, check, tokenize
+from hostler.testing.rules.registry import PROMPTS, also_for_messages, check
 
 if TYPE_CHECKING:
-    from hostler.testing.contract import EngineContract
+    from hostler.testing.contract import EngineContract, Input
     from hostler.testing.recording import RecordingSequence
 
 
+@also_for_messages
 @check
 def embeddings_are_given_or_refused(c: EngineContract) -> None:
     """`embed` gives a finite vector of n_embd for each input, the same each time, and leaves running sequences alone.
 
     An engine that cannot embed raises UnsupportedParameter.
     """
-    inputs = [tokenize(c, PROMPTS[0]), tokenize(c, PROMPTS[1])]
+    inputs = [c.input(PROMPTS[0]), c.input(PROMPTS[1])]
     if not c.info.can_embed:
         try:
             _embed(c, inputs)
@@ -41,7 +42,7 @@ def embeddings_are_given_or_refused(c: EngineContract) -> None:
 
 
 def _embed_beside_an_answer(
-    c: EngineContract, inputs: list[list[int]], reference: RecordingSequence | None
+    c: EngineContract, inputs: list[Input], reference: RecordingSequence | None
 ) -> tuple[list[Sequence[float]], Sequence[float], Sequence[float]]:
     """The inputs' vectors with a step of an answer between any two pieces; then the second's alone, and the first's again."""
     if reference is None:
@@ -50,12 +51,12 @@ def _embed_beside_an_answer(
         sequence = c.sequence(PROMPTS[2], c.greedy(12))
         with c.driver() as driver:
             driver.add(sequence)
-            driver.step_until(lambda: len(sequence.token_ids) >= 3)
+            driver.step_until(lambda: len(sequence.pieces) >= 3)
             vectors = _embed(c, inputs, lambda: bool(driver.active) and driver.step())
             driver.run()
         c.assert_same(reference, sequence, "with pieces of embed() between its steps")
     (again,) = _embed(c, inputs[1:])
-    pieces = iter(c.engine.embed([inputs[1], inputs[0]]))
+    pieces = iter(c.embed([inputs[1], inputs[0]]))
     next(pieces)
     close = getattr(pieces, "close", None)
     if close is not None:
@@ -79,7 +80,7 @@ def long_inputs_are_embedded_whole(c: EngineContract) -> None:
 
 
 def _embed(
-    c: EngineContract, inputs: list[list[int]], between: Callable[[], object] = lambda: None
+    c: EngineContract, inputs: list[Input], between: Callable[[], object] = lambda: None
 ) -> list[Sequence[float]]:
     """All vectors, with a call after each piece.
 
@@ -87,9 +88,11 @@ def _embed(
         AssertionError: More or fewer vectors than inputs came.
     """
     vectors: list[Sequence[float]] = []
-    for piece in c.engine.embed(inputs):
+    for piece in c.embed(inputs):
         vectors += piece
         between()
+        if not len(piece):
+            c.wait()
     assert len(vectors) == len(inputs), f"{len(vectors)} vectors came for {len(inputs)} inputs"
     return vectors
 
@@ -99,6 +102,7 @@ def _cosine(one: Sequence[float], other: Sequence[float]) -> float:
     return product / math.sqrt(sum(a * a for a in one) * sum(b * b for b in other))
 
 
+@also_for_messages
 @check
 def memory_is_accounted(c: EngineContract) -> None:
     """`memory` gives a MemoryUse without negative numbers, also while a sequence runs."""
@@ -111,13 +115,14 @@ def memory_is_accounted(c: EngineContract) -> None:
     assert min(use.weights_bytes, use.kv_bytes, use.compute_bytes) >= 0, f"memory() gave {use}"
 
 
+@also_for_messages
 @check
 def close_gives_the_memory_back(c: EngineContract) -> None:
     """Loading, using and closing it once more leaves the process no larger than before, within the margin."""
     sizes = []
     for _ in range(3):
         c.close()
-        c.answer(c.long_tokens(c.n_long(0.5)), c.greedy(4))
+        c.answer(PROMPTS[0] if c.takes_messages else c.long_tokens(c.n_long(0.5)), c.greedy(4))
         c.close()
         sizes.append(_resident_bytes())
     growth = min(sizes[1] - sizes[0], sizes[2] - sizes[1])

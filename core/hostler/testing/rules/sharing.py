@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hostler.testing.rules.registry import PROMPTS, check, tokenize
+from hostler.testing.rules.registry import PROMPTS, also_for_messages, check, tokenize
 
 if TYPE_CHECKING:
     from hostler.testing.contract import EngineContract
 
 
+@also_for_messages
 @check
 def concurrent_sequences_do_not_mix(c: EngineContract) -> None:
     """As many sequences as there are slots, coming and going, each say what they say alone at temperature 0."""
