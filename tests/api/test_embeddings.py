@@ -94,6 +94,7 @@ def test_base64_is_little_endian_float32(client: Any) -> None:
         ({"encoding_format": "int8"}, "invalid_value", "encoding_format"),
         ({"dimensions": 0}, "invalid_value", "dimensions"),
         ({"dimensions": "many"}, "invalid_value", "dimensions"),
+        ({"dimensions": 2**64}, "invalid_value", "dimensions"),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -43,7 +43,7 @@ class EmbeddingBody(Struct):
     input: Annotated[AnyInput | None, REQUIRED] = None
     encoding_format: Literal["float", "base64"] | None = None
     """`base64`: little-endian float32."""
-    dimensions: Annotated[int, Meta(ge=1)] | None = None
+    dimensions: Annotated[int, Meta(ge=1, le=LARGEST)] | None = None
     """The model's own number; another one is refused, for vectors are not shortened."""
     user: str | None = None
 
