@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from hostler.cli.plugintemplate import render, write
 from hostler.engine import MessageEngine, SequenceSink
 from hostler.testing import contract_checks
 from hostler.testing.rules import CHECKS, MESSAGE_CHECKS
@@ -120,23 +121,29 @@ def test_the_tutorial_names_only_what_the_contract_has() -> None:
     assert {"load", "add", "step", "cancel", "tokenize", "begin", "prefilled", "end"} <= called
 
 
+def test_the_tutorial_shows_what_hostler_plugins_new_writes() -> None:
+    written = {str(path): text for path, text in render("bigram").items()}
+
+    shown = files_of(TUTORIAL)
+
+    assert shown == {name: written[name] for name in shown}
+    assert set(written) - set(shown) == {"README.md", "tests/test_engine.py"}
+
+
 @pytest.mark.slow
 def test_the_tutorial_from_an_empty_folder_to_a_chat(tmp_path: Path) -> None:
-    """Writes each file of the page and runs each of its commands; every line that the page shows must come."""
-    project, site, home = tmp_path / "hostler-bigram", tmp_path / "site", tmp_path / "home"
-    files = files_of(TUTORIAL)
-    for name, content in files.items():
-        path = project / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
+    """Runs each command of the page, from `hostler plugins new` on; every line that the page shows must come."""
+    folder, site, home = tmp_path / "work", tmp_path / "site", tmp_path / "home"
+    folder.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HOSTLER_")}
     environment |= {"PYTHONPATH": str(site), "HOSTLER_HOME": str(home), "COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": "1"}
     programs = {
         # Into a folder of its own instead of the tests' environment, and with the build backend that is here.
-        "pip install -e .": [
+        "pip install -e '.[test]'": [
             *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"),
             *("--no-deps", "--no-build-isolation", "--target", str(site), "."),
         ],
+        "pip": [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"],
         "pytest": [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"],
         "hostler": [sys.executable, "-m", "hostler"],
     }
@@ -144,8 +151,13 @@ def test_the_tutorial_from_an_empty_folder_to_a_chat(tmp_path: Path) -> None:
 
     for command, expected in commands:
         words = shlex.split(command)
+        if words[0] == "cd":
+            folder /= words[1]
+            continue
         real = programs.get(command) or [*programs[words[0]], *words[1:]]
-        done = subprocess.run(real, cwd=project, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        if words[:2] == ["pip", "wheel"]:
+            real += ["--no-build-isolation", "--no-index"]
+        done = subprocess.run(real, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         for line in expected:
             squeezed = [" ".join(printed.split()) for printed in done.stdout.splitlines()]
@@ -154,17 +166,14 @@ def test_the_tutorial_from_an_empty_folder_to_a_chat(tmp_path: Path) -> None:
                 f"{command} did not print {line!r}:\n{done.stdout}\n{done.stderr}"
             )
 
-    assert [command.split()[0] for command, _ in commands] == ["pip", "hostler", "pytest", "hostler", "hostler"]
-    assert set(files) > {"pyproject.toml", "proverbs.bigram"}
+    assert commands[0][0] == "hostler plugins new bigram"
+    assert [command.partition(" ")[0] for command, _ in commands].count("hostler") == 5
+    assert [path.name for path in folder.glob("dist/*")] == ["hostler_bigram-0.1.0-py3-none-any.whl"]
 
 
 def test_the_tutorials_engine_keeps_the_contract(tmp_path: Path) -> None:
     """The quick half of the above, so that a bare `pytest` notices a page that has gone stale."""
-    files = files_of(TUTORIAL)
-    for name, content in files.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
+    write(render("bigram"), tmp_path)
 
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", "tests"],
@@ -177,4 +186,4 @@ def test_the_tutorials_engine_keeps_the_contract(tmp_path: Path) -> None:
     )
 
     assert done.returncode == 0, done.stdout
-    assert "33 passed" in done.stdout
+    assert "36 passed" in done.stdout

@@ -150,6 +150,32 @@ def _show(result: Result) -> str:
 
 
 @plugins.command()
+@click.argument("name")
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIRECTORY",
+    help="Where to write the package [hostler-NAME].",
+)
+def new(name: str, folder: Path | None) -> None:
+    """Write a package with an engine plugin that works: the place to begin with one of your own.
+
+    NAME is what the engine and its model format will be called. The engine is a real, if very small, language model; the
+    package has tests that run hostler's checks of an engine, and passes them. Nothing is written over.
+    """
+    from hostler.cli.plugintemplate import PREFIX, check_name, render, write
+
+    name = check_name(name, {*_known(), "gguf"})
+    files = render(name)
+    folder = folder or Path(f"{PREFIX}{name}")
+    write(files, folder)
+    for path in files:
+        click.echo(folder / path)
+    click.echo(f"\nNext: cd {folder}, then pip install -e '.[test]', then hostler plugins check {name}")
+
+
+@plugins.command()
 @click.argument("names", nargs=-1, required=True, metavar="PLUGIN...")
 @home_option
 def disable(names: tuple[str, ...]) -> None:
