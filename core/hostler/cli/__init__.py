@@ -21,6 +21,7 @@ COMMAND_MODULES = (
     "hostler.cli.jan",
     "hostler.cli.setting",
     "hostler.cli.running",
+    "hostler.cli.bench",
     "hostler.cli.threads",
     "hostler.cli.messages",
     "hostler.cli.assistants",
