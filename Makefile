@@ -24,6 +24,7 @@ BUILD := build/$(subst /,_,$(VENV))
 core_sources := pyproject.toml CMakeLists.txt $(shell find cpp -type f -not -path 'cpp/tests/*' 2>/dev/null)
 core := $(VENV)/.stamp-core
 llamacpp := $(VENV)/.stamp-llamacpp
+onnxgenai := $(VENV)/.stamp-onnxgenai
 echo_engine := $(VENV)/.stamp-echo
 test_tools := $(VENV)/.stamp-test-tools
 lint_tools := $(VENV)/.stamp-lint-tools
@@ -35,7 +36,7 @@ help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS=$$'\t' read -r verb text; do \
 		printf '  %-12s %s\n' "$$verb" "$$text"; done
 
-install: $(core) $(llamacpp) ## make or update $(VENV): the C++ core, hostler, the llama.cpp plugin
+install: $(core) $(llamacpp) $(onnxgenai) ## make or update $(VENV): the C++ core, hostler, the plugins for llama.cpp and ONNX
 	@echo "hostler is installed: $(BIN)/hostler"
 
 run: install ## install, download the default model, serve http://127.0.0.1:1337/v1
@@ -92,6 +93,12 @@ $(llamacpp): plugins/llamacpp/pyproject.toml | $(core)
 	@mkdir -p $(BUILD)
 	@$(PY) .ci/show_progress.py $(BUILD)/llamacpp.log -- \
 		$(PY) -m pip --disable-pip-version-check install -v -e plugins/llamacpp
+	@touch $@
+
+# Its CPU extra; for a GPU see plugins/onnxgenai/README.md. The extras' packages overwrite each other's files: only one may be there.
+$(onnxgenai): plugins/onnxgenai/pyproject.toml | $(core)
+	@echo 'installing the ONNX Runtime GenAI plugin'
+	@$(PIP) -e 'plugins/onnxgenai[cpu]'
 	@touch $@
 
 $(echo_engine): plugins/echo/pyproject.toml | $(core)

