@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hostler.batching import Cache, Pace, Packing, choose_cache, common_prefix, share_out
+    from hostler.cli.client import connect
+    from hostler.cli.ondisk import LocalModel, find_model
+    from hostler.cli.options import home_option, json_option, print_json, print_table, read_settings, show_bytes, show_seconds
     from hostler.cores import usable_cores
     from hostler.domain import (
         SEED_RANDOM,
@@ -48,9 +51,13 @@ if TYPE_CHECKING:
         EngineUnavailable,
         HostlerError,
         InsufficientMemory,
+        InsufficientStorage,
         InvalidModelFile,
         InvalidRequest,
+        ModelExists,
         ModelLoadFailed,
+        ModelNotDownloaded,
+        ModelNotFound,
         QueueFull,
         RequestCancelled,
         RequestTooLarge,
@@ -64,6 +71,11 @@ __version__ = "0.1.0"
 
 _HOME_OF = {
     "hostler.batching": ("Cache", "Pace", "Packing", "choose_cache", "common_prefix", "share_out"),
+    "hostler.cli.client": ("connect",),
+    "hostler.cli.ondisk": ("LocalModel", "find_model"),
+    "hostler.cli.options": (
+        "home_option", "json_option", "print_json", "print_table", "read_settings", "show_bytes", "show_seconds",
+    ),
     "hostler.cores": ("usable_cores",),
     "hostler.domain": (
         "SEED_RANDOM", "FinishReason", "MemoryEstimate", "MemoryUse", "Message", "SamplingParams", "Timings",
@@ -75,8 +87,9 @@ _HOME_OF = {
     ),
     "hostler.errors": (
         "ConfigError", "ContextLengthExceeded", "DownloadFailed", "EmbeddingsDisabled", "EngineFailed", "EngineUnavailable",
-        "HostlerError", "InsufficientMemory", "InvalidModelFile", "InvalidRequest", "ModelLoadFailed", "QueueFull",
-        "RequestCancelled", "RequestTooLarge", "UnsupportedParameter",
+        "HostlerError", "InsufficientMemory", "InsufficientStorage", "InvalidModelFile", "InvalidRequest", "ModelExists",
+        "ModelLoadFailed", "ModelNotDownloaded", "ModelNotFound", "QueueFull", "RequestCancelled", "RequestTooLarge",
+        "UnsupportedParameter",
     ),
     "hostler.hookspecs": ("hookimpl",),
     "hostler.library.gguf": ("GgufHeader", "read_gguf_header"),
@@ -95,8 +108,12 @@ __all__ = [
     "TopLogprob", "Usage",
     # errors
     "ConfigError", "ContextLengthExceeded", "DownloadFailed", "EmbeddingsDisabled", "EngineFailed", "EngineUnavailable",
-    "HostlerError", "InsufficientMemory", "InvalidModelFile", "InvalidRequest", "ModelLoadFailed", "QueueFull",
-    "RequestCancelled", "RequestTooLarge", "UnsupportedParameter",
+    "HostlerError", "InsufficientMemory", "InsufficientStorage", "InvalidModelFile", "InvalidRequest", "ModelExists",
+    "ModelLoadFailed", "ModelNotDownloaded", "ModelNotFound", "QueueFull", "RequestCancelled", "RequestTooLarge",
+    "UnsupportedParameter",
+    # for commands
+    "LocalModel", "connect", "find_model", "home_option", "json_option", "print_json", "print_table", "read_settings",
+    "show_bytes", "show_seconds",
     # for engines
     "Cache", "Pace", "Packing", "choose_cache", "common_prefix", "share_out", "usable_cores",
     # files

@@ -213,9 +213,12 @@ class Runtime:
         )
         return self._view(entry)
 
-    def import_model(self, path: str, model_id: str | None = None, name: str | None = None) -> ModelView:
-        """Register a model that lies on this machine, without copying it."""
-        return self._view(self.library.import_path(path, id=model_id, name=name))
+    def import_model(
+        self, path: str, model_id: str | None = None, name: str | None = None, *, is_moved: bool = False
+    ) -> ModelView:
+        """Register a model that lies on this machine: where it lies, or, with `is_moved`, its folder taken over."""
+        take = self.library.take_folder if is_moved else self.library.import_path
+        return self._view(take(path, id=model_id, name=name))
 
     # -- downloads --------------------------------------------------------------------------------------------------
 

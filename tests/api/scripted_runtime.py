@@ -257,9 +257,11 @@ class ScriptedRuntime:
     def cancel_pull(self, model_id: str) -> bool:
         return self.pulls.pop(model_id, None) is not None
 
-    def import_model(self, path: str, model_id: str | None = None, name: str | None = None) -> ModelView:
+    def import_model(
+        self, path: str, model_id: str | None = None, name: str | None = None, *, is_moved: bool = False
+    ) -> ModelView:
         self._maybe_raise()
-        self.calls.append(("import", path, model_id, name))
+        self.calls.append(("move" if is_moved else "import", path, model_id, name))
         made = view(model_id or "imported")
         self.views[made.manifest.id] = made
         return made

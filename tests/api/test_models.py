@@ -627,12 +627,26 @@ def test_cortex_import_links_a_path_when_that_is_allowed(make_client: Any, runti
     assert runtime.calls == [("import", "/m/x.gguf", "mine", "Mine")]
 
 
+def test_the_command_line_may_hand_a_folder_over(make_client: Any, runtime: Any) -> None:
+    client = make_client(cli_token="token-of-this-home")
+
+    answer = client.simulate_post(
+        "/v1/models/import",
+        json={"model": "mine", "modelPath": "/m/x", "option": "move"},
+        headers={"authorization": "Bearer token-of-this-home"},
+    )
+
+    assert answer.json["modelHandle"] == "mine"
+    assert runtime.calls == [("move", "/m/x", "mine", None)]
+
+
 @pytest.mark.parametrize(
     ("body", "code", "param"),
     [
         ({}, "missing_required_parameter", "modelPath"),
         ({"modelPath": "/m/x.gguf", "option": "copy"}, "unsupported_parameter", "option"),
-        ({"modelPath": "/m/x.gguf", "option": "move"}, "invalid_value", "option"),
+        ({"modelPath": "/m/x.gguf", "option": "burn"}, "invalid_value", "option"),
+        ({"modelPath": "/m/x", "option": "move"}, "unsupported_parameter", "option"),
     ],
 )
 def test_cortex_import_refuses_what_it_cannot_do(make_client: Any, body: dict[str, Any], code: str, param: str) -> None:

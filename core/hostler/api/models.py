@@ -173,15 +173,17 @@ class Models:
         resp.media = shapes.updated(view, "; ".join([message, *warnings]))
 
     def import_path(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """ModelsController_importModel: link files that are on this machine already."""
-        path, model_id, name = read_import(read_object(req))
+        """ModelsController_importModel: link files that are on this machine already, or, for the CLI, take a folder over."""
+        path, model_id, name, is_moved = read_import(read_object(req))
+        if is_moved and not req.context.is_from_cli:
+            raise UnsupportedParameter("option move is for hostler's own commands: it takes files away", param="option")
         if not (req.context.is_from_cli or self._settings.allow_file_sources):
             raise UnsupportedParameter(
                 "modelPath is not accepted over HTTP; use `hostler import`, or set allow_file_sources", param="modelPath"
             )
         try:
             with self._runtime.hold("import"):
-                view = self._runtime.import_model(path, model_id, name)
+                view = self._runtime.import_model(path, model_id, name, is_moved=is_moved)
         except InvalidModelFile as error:
             # On import the file is the request's own fault; on a start it is the server's.
             raise InvalidRequest(error.message, param="modelPath") from error

@@ -83,6 +83,38 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
+def move_folder(source: Path, target: Path) -> None:
+    """Move a folder as one step for everybody who looks at the target, from another disk, too.
+
+    Raises:
+        OSError: The target is not there then, and the source is whole.
+    """
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        copy = target.with_name(f".deleted-{secrets.token_hex(6)}")  # swept away if this process dies here
+        try:
+            shutil.copytree(source, copy)
+            for path in copy.rglob("*"):
+                if path.is_file():
+                    sync_file(path)
+            os.replace(copy, target)
+        except BaseException:
+            shutil.rmtree(copy, ignore_errors=True)
+            raise
+        sync_folder(target.parent)
+        shutil.rmtree(source, ignore_errors=True)
+    sync_folder(target.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Make what was written into a file durable."""
+    with open(path, "r+b") as stream:  # Windows flushes only what is open for writing
+        os.fsync(stream.fileno())
+
+
 def sweep_deleted(parent: Path) -> None:
     """Finish removals that a crash cut short."""
     for doomed in parent.glob(".deleted-*"):

@@ -6,6 +6,7 @@ cache; files are written outside of it, one writer at a time per id being the ca
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
@@ -15,7 +16,7 @@ import msgspec
 
 from hostler.errors import HostlerError, StorageUnavailable
 from hostler.library import names
-from hostler.library.disk import remove_folder, sweep_deleted, sync_folder
+from hostler.library.disk import move_folder, remove_folder, sweep_deleted, sync_folder
 from hostler.library.manifest import FILE_NAME, Manifest, read_manifest, write_manifest
 
 _Signature = tuple[int, int, int, int]
@@ -109,6 +110,29 @@ class Shelf:
             sweep_deleted(self.models)
         write_manifest(folder, manifest)
         return folder
+
+    def take(self, source: Path, manifest: Manifest) -> Path:
+        """Make a folder that lies elsewhere the folder of a model; whoever looks sees all of it or nothing.
+
+        Args:
+            source: Gone afterwards. Its files are on the disk already.
+            manifest: Written into it first.
+
+        Returns:
+            The folder.
+
+        Raises:
+            FileExistsError: Something lies where the model would.
+            OSError: Nothing has changed then but for the manifest in `source`.
+        """
+        target = self.folder(manifest.id)
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_manifest(source, manifest)
+        sync_folder(source)
+        move_folder(source, target)
+        return target
 
     def remove(self, model_id: str) -> None:
         """Take a model's folder away with everything that lies in it; links in it are removed, not what they lead to.

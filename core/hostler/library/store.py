@@ -37,7 +37,7 @@ from hostler.library.lookup import Lookup, index_of, sources_of
 from hostler.library.manifest import Manifest
 from hostler.library.pulls import PullJob, PullPlan
 from hostler.library.shelf import Contents, LibraryProblem, Shelf
-from hostler.library.transfer import TransferLimits, bound_draft, linked_manifest
+from hostler.library.transfer import TransferLimits, bound_draft, linked_manifest, owned_files, owned_manifest
 from hostler.sources.contract import ResolvedSource, SourceContext, SourceSpec
 
 __all__ = ["Library", "LibraryEntry", "LibraryProblem"]
@@ -272,6 +272,36 @@ class Library:
             self._tell(Change("downloaded", linked, Lifecycle.NOT_DOWNLOADED, Lifecycle.DOWNLOADED))
             return self.find(model_id)
 
+    def take_folder(self, path: str | Path, *, id: str | None = None, name: str | None = None) -> LibraryEntry:
+        """Register a model's folder and make it the library's own: it is moved here, and `delete` removes it.
+
+        What a model.json in it says of the model is kept, where it came from included.
+
+        Raises:
+            InvalidRequest: No such path, no folder, no model there, files that are links, or a bad id.
+            InvalidModelFile: A broken file.
+            ModelExists: The id is taken, or the folder is another model's already.
+        """
+        found = describe.describe_path(path, self._formats)
+        if not found.path.is_dir():
+            raise InvalidRequest(f"{found.path} is no folder; only a model's whole folder can be moved", param="path")
+        model_id = names.check_id(id or (found.manifest.id if found.manifest else found.suggested_id))
+        self._check_may_be_taken(found.path)
+        files = owned_files(found)  # read to their ends: not under the lock
+        with self._lock:
+            self._check_free(model_id, found.manifest)
+            draft = _over_what_lies_there(Manifest(model_id, name or model_id, int(time.time())), found, name)
+            owned = owned_manifest(draft, found, files)
+            try:
+                self._shelf.take(found.path, owned)
+            except FileExistsError as error:
+                raise ModelExists(f"{error.filename} is in the way of the model {model_id}; remove it", param="id") from error
+            except OSError as error:
+                raise storage_error(error, self._shelf.folder(model_id), 0, free_bytes(self._shelf.models)) from error
+            self._tell(Change("registered", owned, Lifecycle.NOT_DOWNLOADED, Lifecycle.DOWNLOADED))
+            self._tell(Change("downloaded", owned, Lifecycle.NOT_DOWNLOADED, Lifecycle.DOWNLOADED))
+            return self.find(model_id)
+
     # -- changing models ----------------------------------------------------------------------------------------------
 
     def delete(self, reference: str) -> str:
@@ -496,6 +526,15 @@ class Library:
         is_the_same = wanted is not None and names.normalised_source(owner[1]) in sources_of(wanted)
         if not (is_only_offered and owner[0] == model_id and is_the_same):
             raise _taken(model_id, owner[1])
+
+    def _check_may_be_taken(self, folder: Path) -> None:
+        """Refuse to move a folder that a model of this home lies in."""
+        place, models = folder.resolve(), self._shelf.models.resolve()
+        if place.is_relative_to(models) or models.is_relative_to(place):
+            raise ModelExists(f"{folder} and the library's own folder {models} lie in one another", param="path")
+        for manifest in self._lookup().index.by_id.values():
+            if any(file.is_link and Path(file.path).resolve().is_relative_to(place) for file in manifest.files):
+                raise ModelExists(f"the model {manifest.id} lies in {folder}, which so cannot be moved", param="path")
 
     def _check_aliases(self, model_id: str, aliases: tuple[str, ...]) -> None:
         lookup = self._lookup()

@@ -18,7 +18,7 @@ import msgspec
 
 from hostler.errors import DownloadFailed, InsufficientStorage, InvalidModelFile, InvalidRequest, ModelExists
 from hostler.library import describe, names
-from hostler.library.disk import FreeBytes, free_bytes, sync_folder
+from hostler.library.disk import FreeBytes, free_bytes, sync_file, sync_folder
 from hostler.library.fetch import Fetch, RetryPolicy, StopSignal
 from hostler.library.manifest import Manifest, ModelFile, ModelSource, check_member_path
 from hostler.library.partfile import CHUNK_BYTES, PartFile
@@ -262,6 +262,37 @@ def linked_manifest(draft: Manifest, found: describe.Found) -> Manifest:
         files=found.files,
         source_url=draft.source_url or found.path.as_uri(),
         sources=tuple(ModelSource(Path(file.path).name, Path(file.path).as_uri()) for file in found.files),
+        metadata=merged_metadata(draft.metadata, found.metadata),
+        is_complete=True,
+    )
+
+
+def owned_files(found: describe.Found) -> tuple[ModelFile, ...]:
+    """The files of a model's folder as the library's own: relative, hashed, and surely on the disk.
+
+    Raises:
+        InvalidRequest: One is a link, so that moving the folder would not move it.
+        OSError
+    """
+    files = []
+    for file in found.files:
+        path = Path(file.path)
+        if path.is_symlink():
+            raise InvalidRequest(f"{path} is a link, which cannot be moved into the library; import it instead", param="path")
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        sync_file(path)
+        files.append(ModelFile(path.relative_to(found.path).as_posix(), file.size_bytes, digest))
+    return tuple(files)
+
+
+def owned_manifest(draft: Manifest, found: describe.Found, files: tuple[ModelFile, ...]) -> Manifest:
+    """The draft as a model whose folder becomes the library's own."""
+    return msgspec.structs.replace(
+        draft,
+        format=found.format,
+        files=files,
+        source_url=found.manifest.source_url if found.manifest is not None else "",
         metadata=merged_metadata(draft.metadata, found.metadata),
         is_complete=True,
     )

@@ -52,7 +52,7 @@ class ImportModelBody(Struct):
     model: str | None = None
     modelPath: Annotated[str | None, REQUIRED] = None
     name: str | None = None
-    option: Annotated[str | None, exactly({"enum": ["symlink", None]})] = None
+    option: Annotated[str | None, exactly({"enum": ["symlink", "move", None]})] = None
 
 
 class PullBody(DownloadBody):
@@ -215,11 +215,11 @@ def setting_warnings(settings: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def read_import(raw: dict[str, Any]) -> tuple[str, str | None, str | None]:
+def read_import(raw: dict[str, Any]) -> tuple[str, str | None, str | None, bool]:
     """Check an import's body.
 
     Returns:
-        Path, id, name.
+        Path, id, name, and whether the files are to be moved.
 
     Raises:
         InvalidRequest, MissingParameter, UnsupportedParameter: With the field.
@@ -228,9 +228,9 @@ def read_import(raw: dict[str, Any]) -> tuple[str, str | None, str | None]:
     path = required(body.modelPath, "modelPath", "give the path of a GGUF file or of a model's folder")
     if body.option == "copy":
         raise UnsupportedParameter("option copy is not supported: imports link the files where they are", param="option")
-    if body.option not in (None, "symlink"):
-        raise InvalidRequest(f"option is {body.option!r}; allowed: symlink", param="option")
-    return path, body.model, body.name
+    if body.option not in (None, "symlink", "move"):
+        raise InvalidRequest(f"option is {body.option!r}; allowed: symlink, move", param="option")
+    return path, body.model, body.name, body.option == "move"
 
 
 def read_named_model(raw: dict[str, Any]) -> str:
