@@ -17,6 +17,7 @@ import pytest
 from hostler import hookspecs
 from hostler.domain import MemoryEstimate
 from hostler.engine import EngineSettings, EngineSpec
+from hostler.listening import ListenerSpec
 from hostler.plugins import Plugins
 from hostler.sources.contract import ResolvedSource, SourceContext, SourceSpec
 
@@ -55,7 +56,7 @@ def users_of(hook: str) -> Iterator[str]:
 def plugins_with(module: object) -> Plugins:
     plugins = Plugins()
     plugins.register(module, "example")
-    _ = plugins.engines, plugins.sources
+    _ = plugins.engines, plugins.sources, plugins.listeners
     assert plugins.problems == []
     return plugins
 
@@ -84,7 +85,10 @@ def test_each_section_says_what_a_plugin_author_asks(hook: ast.FunctionDef) -> N
     assert hook.args.args or "It has no parameters." in section
 
 
-@pytest.mark.parametrize(("hook", "spec"), [("register_engines", EngineSpec), ("register_sources", SourceSpec)])
+@pytest.mark.parametrize(
+    ("hook", "spec"),
+    [("register_engines", EngineSpec), ("register_sources", SourceSpec), ("register_events", ListenerSpec)],
+)
 def test_each_field_of_an_answer_is_documented(hook: str, spec: type[msgspec.Struct]) -> None:
     assert re.findall(r"^\| `(\w+)` \|", section_of(hook), re.MULTILINE) == list(spec.__struct_fields__)
 
@@ -141,6 +145,31 @@ def test_register_sources_of_the_page_brings_a_source_that_resolves() -> None:
 
     assert isinstance(resolved, ResolvedSource)
     assert (resolved.suggested_id, resolved.files[0].filename) == ("tiny", "tiny.gguf")
+
+
+def test_register_events_of_the_page_brings_a_listener() -> None:
+    plugins = plugins_with(example_of("register_events"))
+
+    assert plugins.listeners == [("example", ListenerSpec("hostler_toy.whistle:blow", ("model.running",)))]
+    assert plugins.listeners_of("example") == [ListenerSpec("hostler_toy.whistle:blow", ("model.running",))]
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        (ListenerSpec("no path"), "brings the listener 'no path'; it must look like 'package.module:name'"),
+        (ListenerSpec("a.b:c", ("modle.*",)), "brings a listener to 'modle.*', and there is no such event; it is skipped"),
+        (ListenerSpec("a.b:c", ()), "brings a listener to nothing, and there is no such event; it is skipped"),
+    ],
+)
+def test_register_events_of_what_could_never_be_told_is_reported(spec: ListenerSpec, reason: str) -> None:
+    module = types.ModuleType("example")
+    module.__dict__["register_events"] = hookspecs.hookimpl(lambda: [spec])
+    plugins = Plugins()
+    plugins.register(module, "example")
+
+    assert plugins.listeners == []
+    assert [problem.message for problem in plugins.problems] == [f"plugin 'example' {reason}"]
 
 
 def test_register_commands_of_the_page_adds_a_command_that_runs() -> None:

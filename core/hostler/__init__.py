@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     )
     from hostler.hookspecs import hookimpl
     from hostler.library.gguf import GgufHeader, read_gguf_header
+    from hostler.listening import Event, ListenerSpec
     from hostler.sources.contract import RemoteFile, ResolvedSource, SourceContext, SourceSpec
 
 __version__ = "0.1.0"
@@ -93,6 +94,7 @@ _HOME_OF = {
     ),
     "hostler.hookspecs": ("hookimpl",),
     "hostler.library.gguf": ("GgufHeader", "read_gguf_header"),
+    "hostler.listening": ("Event", "ListenerSpec"),
     "hostler.sources.contract": ("RemoteFile", "ResolvedSource", "SourceContext", "SourceSpec"),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _HOME_OF.items() for name in names}
@@ -103,6 +105,8 @@ __all__ = [
     "MessageEngine", "ModelFiles", "Progress", "RawPrompt", "SequenceSink", "Vectors", "hookimpl",
     # sources
     "RemoteFile", "ResolvedSource", "SourceContext", "SourceSpec",
+    # events
+    "Event", "ListenerSpec",
     # values
     "SEED_RANDOM", "FinishReason", "MemoryEstimate", "MemoryUse", "Message", "SamplingParams", "Timings", "TokenLogprob",
     "TopLogprob", "Usage",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 from hostler.engine import EngineSpec
+from hostler.listening import ListenerSpec
 from hostler.sources.contract import SourceSpec
 
 if TYPE_CHECKING:
@@ -40,6 +41,19 @@ def register_sources() -> Iterable[SourceSpec]:
 
     Called once, in the host process and in the CLI, before the first pull. First registered wins a scheme. Must be cheap.
     Used by hostler.sources.pypi, huggingface, https and file.
+    """
+    return ()
+
+
+# -- what happens: once per server ----------------------------------------------------------------------------------
+
+
+@hookspec
+def register_events() -> Iterable[ListenerSpec]:
+    """Give the functions that are to be told of events, and of which.
+
+    Called once in the server, and in a CLI process that lists plugins. The functions are named, not imported; each is called
+    in the server, on a thread of its own, with every event it wants. Used by hostler.journal.
     """
     return ()
 

@@ -28,8 +28,10 @@ from hostler import hookspecs
 from hostler.engine import API_VERSION, EngineSpec
 from hostler.errors import ConfigError
 from hostler.installed import CHOICES_FILE, InstalledPlugin, find_installed, read_disabled
+from hostler.listening import ListenerSpec
 from hostler.patience import TookTooLong, call_each
 from hostler.sources.contract import SourceSpec
+from hostler.subscription import EVENT_NAMES, is_wanted
 
 if TYPE_CHECKING:
     import click
@@ -39,6 +41,7 @@ BUILTIN = (
     "hostler.sources.huggingface",
     "hostler.sources.https",
     "hostler.sources.file",
+    "hostler.journal",
 )
 
 log = logging.getLogger(__name__)
@@ -213,6 +216,21 @@ class Plugins:
         """Scheme -> source, over all plugins."""
         return {scheme: spec for scheme, (_, spec) in self._sources.items()}
 
+    @cached_property
+    def listeners(self) -> list[tuple[str, ListenerSpec]]:
+        """Plugin and listener, over all plugins."""
+        found: list[tuple[str, ListenerSpec]] = []
+        for plugin, spec in self._collect("register_events", ListenerSpec):
+            idle = [glob for glob in spec.events if not any(is_wanted(name, (glob,)) for name in EVENT_NAMES)]
+            if not _is_object_path(spec.listener):
+                self._report(plugin, f"brings the listener {spec.listener!r}; it must look like 'package.module:name'")
+            elif idle or not spec.events:
+                which = ", ".join(map(repr, idle)) or "nothing"
+                self._report(plugin, f"brings a listener to {which}, and there is no such event; it is skipped")
+            else:
+                found.append((plugin, spec))
+        return found
+
     def engines_of(self, plugin: str) -> list[EngineSpec]:
         """The engines that one plugin brings, those left out that another plugin has brought first."""
         return [spec for owner, spec in self._engines.values() if owner == plugin]
@@ -220,6 +238,10 @@ class Plugins:
     def sources_of(self, plugin: str) -> list[SourceSpec]:
         """The sources that one plugin brings, those left out that another plugin has brought first."""
         return [spec for owner, spec in self._sources.values() if owner == plugin]
+
+    def listeners_of(self, plugin: str) -> list[ListenerSpec]:
+        """The listeners that one plugin brings."""
+        return [spec for owner, spec in self.listeners if owner == plugin]
 
     def engine_for(self, model_format: str, wanted: str | None = None) -> EngineSpec | None:
         """The engine that runs a format: the wanted one if it takes it, else the first that does."""
@@ -343,7 +365,7 @@ def load_plugins(
     plugins = without_disabled(home)
     plugins.load_builtin()
     plugins.load_installed(kept=kept, refused=refused)
-    _ = plugins.engines, plugins.sources  # so that `problems` is complete
+    _ = plugins.engines, plugins.sources, plugins.listeners  # so that `problems` is complete
     return plugins
 
 

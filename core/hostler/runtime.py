@@ -42,6 +42,7 @@ from hostler.library.changes import Change
 from hostler.library.fields import AUTO, settings_with_defaults, validate_settings
 from hostler.library.pulls import PullJob
 from hostler.library.store import Library, LibraryEntry
+from hostler.listeners import Listeners
 from hostler.modelcache import ModelCache
 from hostler.placement import Placement, Plan
 from hostler.plugins import Plugins
@@ -102,7 +103,9 @@ class Runtime:
         self.events = EventBus(self.records)
         self.webhooks = Webhooks(self.records, settings.webhooks)
         self.records.on_open.append(self.webhooks.opened)
-        self.records.on_event += [self.events.grew, self.webhooks.grew]
+        self.listeners = Listeners(self.records)
+        self.records.on_open.append(self.listeners.opened)
+        self.records.on_event += [self.events.grew, self.webhooks.grew, self.listeners.grew]
         self.ledger = ledger or Ledger(settings.memory_budget_bytes)
         self.model_cache = ModelCache(settings.model_cache_bytes or _quarter_of_memory())
         self.budget = RequestBudget(settings.max_requests)
@@ -411,6 +414,7 @@ class Runtime:
             finally:
                 self.model_cache.close()
                 self.events.close()  # what the stops and the end of downloads told is written
+                self.listeners.close()
                 self.webhooks.close()
                 self.records.close()
 

@@ -162,6 +162,11 @@ class WebhookStore:
                     changed = {"secret": one.secret, "events": list(one.events), "source": "config"}
                     connection.execute(webhooks.update().where(webhooks.c.id == row.id).values(changed))
 
+    def newest_event(self) -> int:
+        """Where somebody begins who wants what follows: the id of the newest event; 0: there is none."""
+        with self._database.read() as connection:
+            return self._newest(connection)
+
     def targets(self) -> list[Target]:
         """All webhooks, with their secrets."""
         with self._database.read() as connection:
@@ -290,8 +295,11 @@ class WebhookStore:
     def _mine(self, *columns: Any) -> Any:
         return select(*columns).where(webhooks.c.home == self._home)
 
+    @staticmethod
+    def _newest(connection: Connection) -> int:
+        return connection.execute(select(func.max(events.c.id))).scalar() or 0
+
     def _insert(self, connection: Connection, wanted: Subscription, source: str, now: int) -> str:
-        newest = connection.execute(select(func.max(events.c.id))).scalar()
         row = {
             "id": new_id("webhook"),
             "home": self._home,
@@ -300,7 +308,7 @@ class WebhookStore:
             "events": list(wanted.events),
             "source": source,
             "created_at": now,
-            "seen": newest or 0,
+            "seen": self._newest(connection),
             "n_delivered": 0,
             "n_dropped": 0,
         }
