@@ -429,6 +429,24 @@ class SourcePlugin:
         return [SourceSpec(scheme, lambda reference, context: pytest.fail("not asked"), "") for scheme in self.schemes]
 
 
+def test_devices_of_all_engines_come_best_first_and_the_cpu_last() -> None:
+    plugins = plugins_with(
+        [spec("one", devices=lambda: ("cuda", "cpu")), spec("two")], spec("three", devices=lambda: ("dml", "cuda", "cpu"))
+    )
+
+    assert plugins.devices() == ("cuda", "dml", "cpu")
+
+
+def test_an_engine_whose_devices_raise_is_named_and_the_cpu_is_left() -> None:
+    def devices() -> tuple[str, ...]:
+        raise OSError("no metadata")
+
+    plugins = plugins_with(spec(devices=devices))
+
+    assert plugins.devices() == ("cpu",)
+    assert messages(plugins) == ["plugin 'p0' devices of the engine 'toy' raised OSError: no metadata"]
+
+
 def test_sources_of_all_plugins_are_found_by_scheme_and_the_first_wins() -> None:
     plugins = Plugins()
     plugins.register(SourcePlugin("ftp", "gopher"), "old")

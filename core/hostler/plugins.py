@@ -243,6 +243,16 @@ class Plugins:
         """The listeners that one plugin brings."""
         return [spec for owner, spec in self.listeners if owner == plugin]
 
+    def devices(self) -> tuple[str, ...]:
+        """What the engines' libraries were built for, the best first, the CPU last."""
+        found: list[str] = []
+        for owner, spec in self._engines.values():
+            try:
+                found += [str(device) for device in (spec.devices() if spec.devices is not None else ())]
+            except Exception as error:  # noqa: BLE001 - see add_commands
+                self._report(owner, f"devices of the engine {spec.name!r} raised {_described(error)}", error)
+        return (*dict.fromkeys(device for device in found if device != "cpu"), "cpu")
+
     def engine_for(self, model_format: str, wanted: str | None = None) -> EngineSpec | None:
         """The engine that runs a format: the wanted one if it takes it, else the first that does."""
         if wanted is not None and wanted in self.engines and model_format in self.engines[wanted].formats:

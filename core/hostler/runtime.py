@@ -89,7 +89,9 @@ class Runtime:
         self.settings = settings
         self.plugins = plugins
         self._sources_context = SourceContext(
-            proxy=settings.proxy or None, huggingface_token=settings.huggingface_token or None
+            proxy=settings.proxy or None,
+            huggingface_token=settings.huggingface_token or None,
+            devices=plugins.devices,
         )
         self.library = Library(
             settings.home,

@@ -70,6 +70,16 @@ def test_without_a_terminal_progress_is_plain_lines_on_stderr(capsys):
     assert client.calls[0] == ("POST", "/v1/models/pull", {"model": "smollm2", "id": "other"})
 
 
+def test_the_variant_that_was_taken_is_told_with_its_reason(capsys):
+    metadata = {"size_bytes": 100, "variant": "cpu/cpu-int4", "variant_reason": "it was made for cpu"}
+    model = {"id": "m", "lifecycle": "downloaded", "metadata": metadata}
+    client = ScriptedClient(DOWNLOADING, [report("downloading", 10), report("end", 100)], model)
+
+    pull(client, "hf:o/r", None)
+
+    assert "of its variants cpu/cpu-int4 was taken: it was made for cpu" in capsys.readouterr().err
+
+
 def test_waiting_for_the_source_is_told_from_a_download_that_stands_still(capsys):
     client = ScriptedClient(DOWNLOADING, [report("downloading", 0, None), report("end", 100)])
 

@@ -18,6 +18,7 @@ from hostler.errors import (
     ModelNotFound,
     RequestCancelled,
 )
+from hostler.sources.contract import SourceContext
 from support.tiny_gguf import tiny_gguf
 
 WAIT_S = 30
@@ -465,3 +466,42 @@ def test_another_quantisation_under_a_taken_id_is_refused(library, hub):
 
     with pytest.raises(ModelExists):
         library.pull("hf:o/r:Q8_0", id="m")
+
+
+def test_a_model_folder_is_pulled_for_the_installed_device_and_says_why(open_library, hub, models):
+    config = b'{"model": {"type": "phi3", "context_length": 4096, "decoder": {}}}'
+    hub.add_repository(
+        "o/phi-4-onnx",
+        {
+            f"{folder}/{name}": content
+            for folder in ("cpu_and_mobile/cpu-int4", "cuda/cuda-fp16", "directml/directml-int4")
+            for name, content in (
+                ("genai_config.json", config), ("model.onnx", b"graph"), ("model.onnx.data", b"w" * 99), ("tokenizer.json", b""),
+            )
+        },
+    )  # fmt: skip
+    library = open_library(context=SourceContext(timeout_s=20, devices=lambda: ("dml", "cpu")))
+
+    entry = pulled(library, "hf:o/phi-4-onnx")
+
+    assert (entry.manifest.id, entry.manifest.format) == ("phi-4-directml-int4", "onnxgenai")
+    assert entry.manifest.metadata["variant"] == "directml/directml-int4"
+    assert "made for dml" in entry.manifest.metadata["variant_reason"]
+    assert (entry.manifest.metadata["architecture"], entry.manifest.metadata["context_length"]) == ("phi3", 4096)
+    assert entry.manifest.metadata["quantization"] == "int4"
+    files = library.files("phi-4-directml-int4")
+    assert (files.primary, files.format) == (str(models / "phi-4-directml-int4"), "onnxgenai")
+    hub.asked.clear()
+    assert library.pull("hf:o/phi-4-onnx:directml/directml-int4/genai_config.json").is_finished
+    assert library.pull("hf:o/phi-4-onnx").is_finished
+    assert hub.asked == [], "what is here is not asked for again"
+
+
+def test_a_model_folder_without_a_sound_configuration_is_refused(library, hub):
+    hub.add_repository("o/r", {"genai_config.json": b"{", "model.onnx": b"graph"})
+
+    job = library.pull("hf:o/r")
+    assert job.wait(WAIT_S)
+
+    with pytest.raises(InvalidModelFile, match=r"genai_config\.json is not valid JSON"):
+        job.result()

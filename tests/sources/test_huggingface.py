@@ -196,3 +196,90 @@ def test_a_proxy_is_used_for_one_pull_only(hub):
 
         assert resolve("hf:o/r", CONTEXT).suggested_id == "m.Q4_K_M"
         assert len(proxy.asked) == 1
+
+
+# -- model folders ------------------------------------------------------------------------------------------------------
+
+FOLDERS = {
+    "README.md": b"#",
+    **{
+        f"{folder}/{name}": f"{folder} {name}".encode()
+        for folder in ("cpu_and_mobile/cpu-int4-acc-level-4", "cuda/cuda-fp16", "directml/directml-int4")
+        for name in ("genai_config.json", "model.onnx", "model.onnx.data", "tokenizer.json")
+    },
+}
+
+
+def with_devices(*devices):
+    return SourceContext(timeout_s=20, devices=lambda: devices)
+
+
+def test_a_repository_of_model_folders_gives_that_of_the_installed_device(hub):
+    repository = hub.add_repository("o/phi-4-onnx", FOLDERS)
+
+    resolved = resolve("hf:o/phi-4-onnx", with_devices("dml", "cpu"))
+
+    assert resolved.format == "onnxgenai"
+    assert [file.filename for file in resolved.files] == [
+        "genai_config.json",
+        "model.onnx",
+        "model.onnx.data",
+        "tokenizer.json",
+    ]
+    assert resolved.files[1].url == f"{hub.url}/o/phi-4-onnx/resolve/{repository.commit}/directml/directml-int4/model.onnx"
+    assert resolved.files[1].sha256 == hashlib.sha256(b"directml/directml-int4 model.onnx").hexdigest()
+    assert resolved.suggested_id == "phi-4-directml-int4"
+    assert resolved.metadata["variant"] == "directml/directml-int4"
+    assert "made for dml" in resolved.metadata["variant_reason"]
+
+
+def test_without_a_word_of_devices_the_cpu_is_meant(hub):
+    hub.add_repository("o/r", FOLDERS)
+
+    assert resolve("hf:o/r", CONTEXT).metadata["variant"] == "cpu_and_mobile/cpu-int4-acc-level-4"
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "hf:o/r:cuda/cuda-fp16", "hf:o/r:cuda-fp16", "https://huggingface.co/o/r/tree/main/cuda/cuda-fp16",
+        "https://huggingface.co/o/r/blob/main/cuda/cuda-fp16/genai_config.json",
+    ],
+)  # fmt: skip
+def test_a_folder_can_be_asked_for(hub, reference):
+    hub.add_repository("o/r", FOLDERS)
+
+    resolved = resolve(reference, CONTEXT)
+
+    assert resolved.metadata["variant"] == "cuda/cuda-fp16"
+    assert resolve(resolved.source_url, CONTEXT) == resolved, "what is kept in the manifest means the same again"
+
+
+def test_a_folder_in_the_root_is_a_model_whose_address_says_so(hub):
+    hub.add_repository(
+        "o/Tiny_ONNX", {"genai_config.json": b"{}", "model.onnx": b"m", "README.md": b"#", "config.json": b"{}"}
+    )
+
+    resolved = resolve("hf:o/Tiny_ONNX@main", CONTEXT)
+
+    assert resolved.source_url == "hf:o/Tiny_ONNX@main:genai_config.json"
+    assert (resolved.suggested_id, resolved.metadata["variant"]) == ("Tiny", "genai_config.json")
+    assert [file.filename for file in resolved.files] == ["genai_config.json", "config.json", "model.onnx"]
+    assert resolve(resolved.source_url, CONTEXT).files == resolved.files
+
+
+def test_gguf_is_meant_where_a_repository_has_both_unless_a_folder_is_named(hub):
+    hub.add_repository("o/r", {**FOLDERS, **FILES})
+
+    assert resolve("hf:o/r", CONTEXT).format == "gguf"
+    assert resolve("hf:o/r:Q8_0", CONTEXT).files[0].filename == "m.Q8_0.gguf"
+    assert resolve("hf:o/r:cpu-int4-acc-level-4", CONTEXT).format == "onnxgenai"
+
+
+def test_a_folder_that_is_not_there_is_an_error_that_lists_what_is(hub):
+    hub.add_repository("o/r", FOLDERS)
+
+    with pytest.raises(DownloadFailed, match=r"has no Q4_K_M; it has the model folders cpu_and_mobile/cpu-int4-acc-level-4"):
+        resolve("hf:o/r:Q4_K_M", CONTEXT)
+    with pytest.raises(DownloadFailed, match="no GGUF file and no folder"):
+        resolve("hf:o/empty", CONTEXT) if hub.add_repository("o/empty", {"README.md": b"#"}) else None

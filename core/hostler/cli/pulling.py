@@ -32,6 +32,9 @@ class PullState(msgspec.Struct, frozen=True):
     """Bytes a second."""
     elapsed_s: float
     error: str | None = None
+    variant: str | None = None
+    """Of a model that its source has in several forms: which one it is."""
+    variant_reason: str | None = None
 
 
 class Display(Protocol):
@@ -142,6 +145,8 @@ def pull(client: Client, source: str, model_id: str | None, *, is_json: bool = F
         raise click.ClickException(last.error)
     if not is_json:
         click.echo(f"{name} is here: {show_bytes(last.done_bytes)} in {show_seconds(last.elapsed_s)}", err=True)
+        if last.variant:
+            click.echo(f"of its variants {last.variant} was taken: {last.variant_reason}", err=True)
     return name
 
 
@@ -176,12 +181,14 @@ def _watch(client: Client, name: str, show: Callable[[PullState], None]) -> Pull
 
 def _arrived(client: Client, name: str, elapsed_s: float) -> PullState:
     model = client.get(f"/v1/models/{quote(name, safe='')}", schema="native")
-    size = model.get("metadata", {}).get("size_bytes")
+    metadata = model.get("metadata", {})
+    size = metadata.get("size_bytes")
     done = int(size) if size else 0
     if model["lifecycle"] in {"not_downloaded", "downloading"}:
         reason = model.get("last_error") or f"{name} was not downloaded, and the server does not say why"
         return PullState(name, "failed", done, done or None, 0.0, elapsed_s, reason)
-    return PullState(name, "downloaded", done, done or None, 0.0, elapsed_s)
+    variant, reason = metadata.get("variant"), metadata.get("variant_reason")
+    return PullState(name, "downloaded", done, done or None, 0.0, elapsed_s, variant=variant, variant_reason=reason)
 
 
 def _reason(client: Client, name: str, report: dict[str, Any]) -> str:

@@ -207,6 +207,8 @@ class Transfer:
             ) from error
 
     def _describe(self, folder: Path, files: tuple[ModelFile, ...]) -> dict[str, Any]:
+        if self.draft.format == describe.ONNX_GENAI:
+            return describe.describe_path(folder).metadata
         paths = describe.weight_paths(folder, files)
         models = tuple(path for path in paths if path.suffix.lower() == ".gguf" and not describe.is_projector(path.name))
         if not models:

@@ -6,7 +6,7 @@ A source only finds out what to fetch; fetching, resuming, verifying and unpacki
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -45,6 +45,7 @@ class ResolvedSource(msgspec.Struct, frozen=True):
     owned_by: str = ""
     description: str = ""
     metadata: Mapping[str, str] = {}
+    """Kept in the manifest. `variant` and `variant_reason`: which of several was chosen and why; told to whoever pulls."""
     is_link: bool = False
     """True: `files` have file: URLs that are linked in place, never copied, never deleted."""
 
@@ -58,6 +59,9 @@ class SourceContext(msgspec.Struct, frozen=True):
     timeout_s: float = 60.0
     should_stop: Callable[[], bool] | None = None
     """Asked now and then by a source that waits long; True: raise DownloadFailed, nobody wants the answer any more."""
+    devices: Callable[[], Sequence[str]] | None = None
+    """Gives what the installed engines' libraries were built for, the best first: `cuda`, `cpu`, ...; for sources that have
+    a model in variants by device. None: the CPU."""
 
 
 class SourceSpec(msgspec.Struct, frozen=True):

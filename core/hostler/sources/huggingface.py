@@ -1,4 +1,4 @@
-"""The source `hf:owner/repo[@revision][:quantisation or file]`, and URLs of huggingface.co.
+"""The source `hf:owner/repo[@revision][:quantisation, file or folder]`, and URLs of huggingface.co.
 
 Floor 2; a plugin as any other. It asks the hub through huggingface_hub, which honours HF_ENDPOINT, HF_TOKEN,
 HF_HUB_OFFLINE and the login of `hf auth login`; fetching is hostler's own, so that it resumes as every pull does.
@@ -18,8 +18,10 @@ from urllib.parse import quote, unquote, urlsplit
 from hostler.errors import DownloadFailed, InvalidRequest
 from hostler.hookspecs import hookimpl
 from hostler.library import names
+from hostler.library.describe import ONNX_GENAI
 from hostler.library.unpack import safe_filename
 from hostler.sources.contract import RemoteFile, ResolvedSource, SourceContext, SourceSpec
+from hostler.sources.variants import CONFIG, Choice, choose_variant, variants_in
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
@@ -39,7 +41,7 @@ _SESSION_LOCK = threading.Lock()
 @hookimpl
 def register_sources() -> Iterable[SourceSpec]:
     """One scheme; the library also sends it the URLs of huggingface.co."""
-    return (SourceSpec("hf", resolve, "hf:OWNER/REPO[@REVISION][:QUANTISATION or FILE]"),)
+    return (SourceSpec("hf", resolve, "hf:OWNER/REPO[@REVISION][:QUANTISATION, FILE or FOLDER]"),)
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class HubReference:
     """owner/repo"""
     revision: str | None = None
     choice: str | None = None
-    """A file of the repository, or a quantisation such as Q4_K_M."""
+    """A file of the repository, a quantisation such as Q4_K_M, or a model folder."""
 
     @property
     def is_file(self) -> bool:
@@ -63,21 +65,47 @@ def resolve(reference: str, context: SourceContext) -> ResolvedSource:
     asked = parse_reference(reference)
     endpoint = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
     info, token = _ask_hub(asked, endpoint, context)
-    chosen = choose_files([sibling.rfilename for sibling in info.siblings or ()], asked)
+    filenames = [sibling.rfilename for sibling in info.siblings or ()]
+    choice = choose_folder(filenames, asked, context)
+    chosen = choose_files(filenames, asked) if choice is None else choice.variant.files(filenames)
     by_name = {sibling.rfilename: sibling for sibling in info.siblings or ()}
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     commit = info.sha or asked.revision or "main"
     files = tuple(_remote_file(by_name[name], asked.repo, endpoint, commit, headers) for name in chosen)
-    label = quantisation_of(chosen[0])
     card = info.card_data.to_dict() if info.card_data is not None else {}
     described = {"author": info.author or asked.repo.partition("/")[0], "license": card.get("license")}
-    metadata = {"repo": asked.repo, "commit": info.sha, "quantization": label, **described}
+    metadata = {"repo": asked.repo, "commit": info.sha, **described}
+    if choice is not None:
+        return _resolved_folder(asked, choice, files, metadata)
+    metadata["quantization"] = quantisation_of(chosen[0])
     return ResolvedSource(
         source_url=f"{HUB}/{asked.repo}/resolve/{quote(asked.revision or 'main', safe='')}/{quote(chosen[0])}",
         files=files,
         suggested_id=names.id_from_filename(chosen[0]),
         name=names.id_from_filename(chosen[0]),
         owned_by=asked.repo.partition("/")[0],
+        metadata={key: value for key, value in metadata.items() if isinstance(value, str) and value},
+    )
+
+
+def _resolved_folder(
+    asked: HubReference, choice: Choice, files: tuple[RemoteFile, ...], metadata: dict[str, Any]
+) -> ResolvedSource:
+    owner, _, repo = asked.repo.partition("/")
+    folder = choice.variant.folder
+    stem = re.sub(r"[-_.]onnx$", "", repo, flags=re.IGNORECASE)
+    label = folder.rpartition("/")[2]
+    model_id = names.id_from_filename(f"{stem}-{label}" if label else stem)
+    metadata |= {"variant": choice.variant.name, "variant_reason": choice.reason}
+    revision = f"@{asked.revision}" if asked.revision else ""
+    place = f"{folder}/{CONFIG}" if folder else CONFIG
+    return ResolvedSource(
+        source_url=f"hf:{asked.repo}{revision}:{place}",
+        files=files,
+        suggested_id=model_id,
+        name=model_id,
+        format=ONNX_GENAI,
+        owned_by=owner,
         metadata={key: value for key, value in metadata.items() if isinstance(value, str) and value},
     )
 
@@ -117,10 +145,31 @@ def _parse_url(url: str) -> HubReference:
     if len(parts) >= 4 and parts[2] in {"blob", "resolve", "raw", "tree"}:
         revision = None if parts[3] == "main" else parts[3]
         path = "/".join(parts[4:]) or None
-        if path is None or path.lower().endswith(".gguf"):
+        is_model = path is None or path.lower().endswith(".gguf") or path.rpartition("/")[2] == CONFIG
+        if is_model or parts[2] == "tree":
             return HubReference(repo, revision, path)
-        raise InvalidRequest(f"{names.shown_url(url)} is no GGUF file", param="source_url")
+        raise InvalidRequest(f"{names.shown_url(url)} is neither a GGUF file nor a {CONFIG}", param="source_url")
     raise InvalidRequest(f"{names.shown_url(url)} names neither a repository nor a file in one", param="source_url")
+
+
+def choose_folder(filenames: Sequence[str], asked: HubReference, context: SourceContext) -> Choice | None:
+    """Choose a model folder of ONNX Runtime GenAI's format; None: a GGUF file is meant, or there is nothing else.
+
+    Raises:
+        DownloadFailed: No folder fits; the text lists them.
+    """
+    variants = variants_in(filenames)
+    if not variants or asked.is_file:
+        return None
+    has_gguf = bool(_models_of(filenames))
+    if asked.choice is None and has_gguf:
+        return None
+    devices = tuple(context.devices()) if context.devices is not None else ("cpu",)
+    choice = choose_variant(variants, asked.choice, devices, f"{asked.repo} on the hub")
+    if choice is None and not has_gguf:
+        listed = ", ".join(variant.name for variant in variants[:12])
+        raise DownloadFailed(f"{asked.repo} on the hub has no {asked.choice}; it has the model folders {listed}")
+    return choice
 
 
 def choose_files(filenames: Sequence[str], asked: HubReference) -> tuple[str, ...]:
@@ -141,7 +190,9 @@ def choose_files(filenames: Sequence[str], asked: HubReference) -> tuple[str, ..
             return matching[0]
         raise DownloadFailed(f"{where} has no file {wanted!r}; it has {_listed(models)}")
     if not models:
-        raise DownloadFailed(f"{where} has no GGUF file; hostler runs GGUF models, look for a repository that has them")
+        raise DownloadFailed(
+            f"{where} has no GGUF file and no folder with a {CONFIG}; look for a repository that has one of them"
+        )
     if asked.choice is not None:
         label = asked.choice.upper()
         exact = [parts for parts in models if (quantisation_of(parts[0]) or "").upper() == label]
@@ -197,7 +248,7 @@ def _remote_file(sibling: RepoSibling, repo: str, endpoint: str, commit: str, he
     path = sibling.rfilename
     # APPSEC: the hub's file name becomes ours only as a plain one, without its folders.
     return RemoteFile(
-        filename=safe_filename(path, "model.gguf"),
+        filename=safe_filename(path, "model.gguf" if path.lower().endswith(".gguf") else "unnamed"),
         # Pinned to the commit: what a resumed pull goes on with cannot have changed.
         url=hf_hub_url(repo, path, revision=commit, endpoint=endpoint),
         size_bytes=sibling.lfs.size if sibling.lfs else sibling.size,
