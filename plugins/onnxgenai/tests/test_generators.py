@@ -88,6 +88,15 @@ def test_generators_give_the_token_that_the_librarys_own_loop_gives(tiny: Path) 
     assert ours[: len(theirs)] == theirs
 
 
+def test_the_fake_has_nothing_that_the_library_has_not() -> None:
+    module = FakeGenai()
+
+    for kind in ("Config", "Model", "GeneratorParams", "Generator"):
+        methods = {name for name in vars(getattr(module, kind)) if not name.startswith("_")}
+        assert methods <= set(dir(getattr(onnxruntime_genai, kind))), kind
+    assert isinstance(onnxruntime_genai.Model.device_type, property)
+
+
 @pytest.mark.parametrize("device", ["cuda", "dml"])
 def test_a_device_is_named_in_the_one_way_that_cannot_fall_back(
     own: Path, fake: Callable[..., FakeGenai], device: str

@@ -89,7 +89,7 @@ def test_greedy_text_is_that_of_the_librarys_own_loop(smollm2: Loaded, smollm2_o
 
 
 def test_token_ids_are_those_of_the_librarys_tokenizer(smollm2: Loaded, smollm2_onnx_path: Path) -> None:
-    library = onnxruntime_genai.Tokenizer(str(smollm2_onnx_path))
+    library = onnxruntime_genai.Tokenizer(onnxruntime_genai.Model(str(smollm2_onnx_path)))
 
     for text in TEXTS:
         ours = smollm2.engine.tokenize(text, add_special=True, parse_special=True)
