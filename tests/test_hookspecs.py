@@ -18,6 +18,7 @@ from hostler import hookspecs
 from hostler.domain import MemoryEstimate
 from hostler.engine import EngineSettings, EngineSpec
 from hostler.listening import ListenerSpec
+from hostler.mounts import RoutesContext, RoutesSpec
 from hostler.plugins import Plugins
 from hostler.sources.contract import ResolvedSource, SourceContext, SourceSpec
 
@@ -56,7 +57,7 @@ def users_of(hook: str) -> Iterator[str]:
 def plugins_with(module: object) -> Plugins:
     plugins = Plugins()
     plugins.register(module, "example")
-    _ = plugins.engines, plugins.sources, plugins.listeners
+    _ = plugins.engines, plugins.sources, plugins.routes, plugins.listeners
     assert plugins.problems == []
     return plugins
 
@@ -87,7 +88,7 @@ def test_each_section_says_what_a_plugin_author_asks(hook: ast.FunctionDef) -> N
 
 @pytest.mark.parametrize(
     ("hook", "spec"),
-    [("register_engines", EngineSpec), ("register_sources", SourceSpec), ("register_events", ListenerSpec)],
+    [("register_engines", EngineSpec), ("register_sources", SourceSpec), ("register_routes", RoutesSpec), ("register_events", ListenerSpec)],
 )
 def test_each_field_of_an_answer_is_documented(hook: str, spec: type[msgspec.Struct]) -> None:
     assert re.findall(r"^\| `(\w+)` \|", section_of(hook), re.MULTILINE) == list(spec.__struct_fields__)
@@ -145,6 +146,26 @@ def test_register_sources_of_the_page_brings_a_source_that_resolves() -> None:
 
     assert isinstance(resolved, ResolvedSource)
     assert (resolved.suggested_id, resolved.files[0].filename) == ("tiny", "tiny.gguf")
+
+
+def test_register_routes_of_the_page_brings_an_application_that_answers(tmp_path: Path) -> None:
+    from wsgiref.util import setup_testing_defaults
+
+    module = example_of("register_routes")
+    plugins = plugins_with(module)
+    answers: list[str] = []
+    environ: dict[str, object] = {}
+    setup_testing_defaults(environ)
+
+    def refuse(environ: object, start_response: object) -> list[bytes]:
+        raise AssertionError("the example does not ask hostler's API")
+
+    app = module.__dict__["make_app"](RoutesContext("/toy", tmp_path, refuse))
+    body = b"".join(app(environ, lambda status, headers: answers.append(status)))
+
+    assert plugins.routes == {"/toy": ("example", RoutesSpec("/toy", "hostler_toy:make_app"))}
+    assert plugins.routes_of("example") == [RoutesSpec("/toy", "hostler_toy:make_app")]
+    assert (answers, body) == (["200 OK"], b"Hoo-hoo!\n")
 
 
 def test_register_events_of_the_page_brings_a_listener() -> None:

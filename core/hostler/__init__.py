@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from hostler.hookspecs import hookimpl
     from hostler.library.gguf import GgufHeader, read_gguf_header
     from hostler.listening import Event, ListenerSpec
+    from hostler.mounts import RoutesContext, RoutesSpec
     from hostler.sources.contract import RemoteFile, ResolvedSource, SourceContext, SourceSpec
 
 __version__ = "0.1.0"
@@ -95,6 +96,7 @@ _HOME_OF = {
     "hostler.hookspecs": ("hookimpl",),
     "hostler.library.gguf": ("GgufHeader", "read_gguf_header"),
     "hostler.listening": ("Event", "ListenerSpec"),
+    "hostler.mounts": ("RoutesContext", "RoutesSpec"),
     "hostler.sources.contract": ("RemoteFile", "ResolvedSource", "SourceContext", "SourceSpec"),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _HOME_OF.items() for name in names}
@@ -105,8 +107,8 @@ __all__ = [
     "MessageEngine", "ModelFiles", "Progress", "RawPrompt", "SequenceSink", "Vectors", "hookimpl",
     # sources
     "RemoteFile", "ResolvedSource", "SourceContext", "SourceSpec",
-    # events
-    "Event", "ListenerSpec",
+    # routes and events
+    "Event", "ListenerSpec", "RoutesContext", "RoutesSpec",
     # values
     "SEED_RANDOM", "FinishReason", "MemoryEstimate", "MemoryUse", "Message", "SamplingParams", "Timings", "TokenLogprob",
     "TopLogprob", "Usage",

@@ -12,6 +12,7 @@ import pluggy
 
 from hostler.engine import EngineSpec
 from hostler.listening import ListenerSpec
+from hostler.mounts import RoutesSpec
 from hostler.sources.contract import SourceSpec
 
 if TYPE_CHECKING:
@@ -41,6 +42,19 @@ def register_sources() -> Iterable[SourceSpec]:
 
     Called once, in the host process and in the CLI, before the first pull. First registered wins a scheme. Must be cheap.
     Used by hostler.sources.pypi, huggingface, https and file.
+    """
+    return ()
+
+
+# -- requests: once per server --------------------------------------------------------------------------------------
+
+
+@hookspec
+def register_routes() -> Iterable[RoutesSpec]:
+    """Give the HTTP routes this plugin brings: WSGI applications, each below a prefix of its own.
+
+    Called once in the server, and in a CLI process that lists plugins. The applications are named, not imported; each is
+    made when its first request comes. First registered wins a prefix. Used by hostler.api.docspage.
     """
     return ()
 

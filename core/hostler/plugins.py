@@ -29,6 +29,7 @@ from hostler.engine import API_VERSION, EngineSpec
 from hostler.errors import ConfigError
 from hostler.installed import CHOICES_FILE, InstalledPlugin, find_installed, read_disabled
 from hostler.listening import ListenerSpec
+from hostler.mounts import RoutesSpec, complaint, is_below
 from hostler.patience import TookTooLong, call_each
 from hostler.sources.contract import SourceSpec
 from hostler.subscription import EVENT_NAMES, is_wanted
@@ -42,6 +43,7 @@ BUILTIN = (
     "hostler.sources.https",
     "hostler.sources.file",
     "hostler.journal",
+    "hostler.api.docspage",
 )
 
 log = logging.getLogger(__name__)
@@ -217,6 +219,23 @@ class Plugins:
         return {scheme: spec for scheme, (_, spec) in self._sources.items()}
 
     @cached_property
+    def routes(self) -> dict[str, tuple[str, RoutesSpec]]:
+        """Prefix -> plugin and routes, over all plugins; no prefix stands below another."""
+        found: dict[str, tuple[str, RoutesSpec]] = {}
+        for plugin, spec in self._collect("register_routes", RoutesSpec):
+            wrong = complaint(spec)
+            taken = next((p for p in found if is_below(spec.prefix, p) or is_below(p, spec.prefix)), None)
+            if not _is_object_path(spec.app):
+                self._report(plugin, f"brings routes with app={spec.app!r}; it must look like 'package.module:name'")
+            elif wrong is not None:
+                self._report(plugin, f"brings routes that cannot be served: {wrong}")
+            elif taken is not None:
+                self._report(plugin, _is_taken("routes below", taken, found[taken][0]))
+            else:
+                found[spec.prefix] = (plugin, spec)
+        return found
+
+    @cached_property
     def listeners(self) -> list[tuple[str, ListenerSpec]]:
         """Plugin and listener, over all plugins."""
         found: list[tuple[str, ListenerSpec]] = []
@@ -238,6 +257,10 @@ class Plugins:
     def sources_of(self, plugin: str) -> list[SourceSpec]:
         """The sources that one plugin brings, those left out that another plugin has brought first."""
         return [spec for owner, spec in self._sources.values() if owner == plugin]
+
+    def routes_of(self, plugin: str) -> list[RoutesSpec]:
+        """The routes that one plugin brings, those left out that another plugin has brought first."""
+        return [spec for owner, spec in self.routes.values() if owner == plugin]
 
     def listeners_of(self, plugin: str) -> list[ListenerSpec]:
         """The listeners that one plugin brings."""
@@ -375,7 +398,7 @@ def load_plugins(
     plugins = without_disabled(home)
     plugins.load_builtin()
     plugins.load_installed(kept=kept, refused=refused)
-    _ = plugins.engines, plugins.sources, plugins.listeners  # so that `problems` is complete
+    _ = plugins.engines, plugins.sources, plugins.routes, plugins.listeners  # so that `problems` is complete
     return plugins
 
 

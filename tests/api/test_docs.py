@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hostler.api.docs import FILES, PAGE, POLICY, START
+from hostler.api.docspage import FILES, PAGE, POLICY, START
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 

@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import urlsplit
 
 from hostler.config import Settings
 from hostler.errors import HostNotAllowed, InvalidApiKey, OriginNotAllowed
+from hostler.mounts import is_below
 
 LOCALHOST_NAMES = frozenset({"localhost", "localhost.localdomain", "localhost6", "ip6-localhost", "ip6-loopback"})
 OPEN_PATHS = frozenset({"/healthz"})
 """Answered without a key."""
-OPEN_PAGES = "/docs"
-"""The page and its files, which are the same for everybody: a browser cannot send a key for them. What the page shows is not
-open; it asks for the key."""
-LANDINGS = frozenset({"/", OPEN_PAGES})
-"""Where another web site may lead: nothing happens there, and no page may frame them."""
+READING = frozenset({"GET", "HEAD"})
 ALLOWED_METHODS = "GET, POST, PUT, PATCH, DELETE"
 ALLOWED_HEADERS = ("authorization", "content-type", "x-api-key", "api-key", "openai-beta")
 ALLOWED_HEADER_PREFIX = "x-stainless-"
@@ -34,12 +31,19 @@ ANY = "*"
 class Access:
     """The rules, made from the settings once."""
 
-    def __init__(self, settings: Settings, cli_token: str | None = None) -> None:
+    def __init__(
+        self, settings: Settings, cli_token: str | None = None, open_prefixes: Callable[[], Iterable[str]] = tuple
+    ) -> None:
         """Read the rules.
 
         Args:
             cli_token: What the CLI of this home sends in place of a key; it may do what its user may.
+            open_prefixes: Gives the paths of pages, `/docs` and the like, which may be read without a key, with all below
+                them: they are the same for everybody, and a browser cannot send a key for them. What a page shows is not
+                open; it asks for the key. Another web site may lead to a page, and only there: nothing happens where
+                something is read, and no page may frame it.
         """
+        self._open_prefixes = open_prefixes
         self._hosts = {name.lower().rstrip(".") for name in (*settings.allowed_hosts, settings.host)}
         self._origins = {origin.lower().rstrip("/") for origin in settings.allowed_origins}
         self._keys = tuple(key.encode() for key in settings.api_key)
@@ -71,7 +75,7 @@ class Access:
         origin = environ.get("HTTP_ORIGIN")
         if origin is None:
             # An <img> or a link of a foreign page sends no Origin, but today's browsers say where they come from.
-            if environ.get("HTTP_SEC_FETCH_SITE") == "cross-site" and path not in LANDINGS and ANY not in self._origins:
+            if environ.get("HTTP_SEC_FETCH_SITE") == "cross-site" and ANY not in self._origins and not self._is_landing(path):
                 raise OriginNotAllowed("Another web site asks for this; open / first, or add its origin to allowed_origins")
             return None
         if ANY in self._origins or origin.lower().rstrip("/") in self._origins or self._is_own(origin, environ):
@@ -88,6 +92,14 @@ class Access:
             return True
         return bool(parts.netloc) and parts.netloc.lower() == environ.get("HTTP_HOST", "").lower()
 
+    def _is_landing(self, path: str) -> bool:
+        return path == "/" or path in self._open_prefixes()
+
+    def _is_open(self, environ: Mapping[str, str], path: str) -> bool:
+        if path in OPEN_PATHS:
+            return True
+        return environ["REQUEST_METHOD"] in READING and any(is_below(path, prefix) for prefix in self._open_prefixes())
+
     def check_key(self, environ: Mapping[str, str], path: str) -> bool:
         """Demand a key where keys are set; without any, whatever `Authorization` says is ignored.
 
@@ -100,15 +112,11 @@ class Access:
         offered = list(_offered_keys(environ))
         if self._cli_token is not None and _is_among(offered, (self._cli_token,)):
             return True
-        if not self._keys or _is_open(path) or _is_among(offered, self._keys):
+        if not self._keys or _is_among(offered, self._keys) or self._is_open(environ, path):
             return False
         if not offered:
             raise InvalidApiKey("This server wants an API key; send it as `Authorization: Bearer KEY`")
         raise InvalidApiKey("The API key is not one of this server's; check the key that the client sends")
-
-
-def _is_open(path: str) -> bool:
-    return path in OPEN_PATHS or path == OPEN_PAGES or path.startswith(f"{OPEN_PAGES}/")
 
 
 def is_preflight(environ: Mapping[str, str]) -> bool:

@@ -21,6 +21,7 @@ from hostler.api import errors
 from hostler.api.access import Access, cors_headers, is_preflight, preflight_headers
 from hostler.api.answers import KEEP_ALIVE_S
 from hostler.api.log import log_request
+from hostler.api.mounts import Mounts
 from hostler.api.paths import normalised_path, split_action
 from hostler.api.routes import Responder, Route, make_routes
 from hostler.config import Settings
@@ -47,7 +48,10 @@ def create_app(
         cli_token: What the CLI of this home sends as its key; it may also use file: sources.
         keep_alive_s: Silence after which a stream gets a comment; shortened in tests.
     """
-    app: App = falcon.App(middleware=[Gate(settings, cli_token)], independent_middleware=True)
+    mounts = Mounts(runtime, settings.home)
+    gate = Gate(Access(settings, cli_token, mounts.open_prefixes), settings)
+    app: App = falcon.App(middleware=[gate], independent_middleware=True)
+    mounts.api = app
     json_handler = falcon.media.JSONHandler(dumps=msgspec.json.encode)
     app.resp_options.media_handlers[falcon.MEDIA_JSON] = json_handler
     app.add_error_handler(Exception, errors.handle_bug)
@@ -55,6 +59,7 @@ def create_app(
     app.add_error_handler(HostlerError, errors.handle_hostler_error)
     for template, resource in make_resources(make_routes(runtime, settings, keep_alive_s)):
         app.add_route(template, resource)
+    app.add_sink(mounts.serve)  # whatever none of these takes
     typeinfo.build()  # before waitress's threads decode bodies
     return app
 
@@ -62,8 +67,8 @@ def create_app(
 class Gate:
     """Before each request: its id, its path, who asks and from where. After it: the log line."""
 
-    def __init__(self, settings: Settings, cli_token: str | None) -> None:
-        self._access = Access(settings, cli_token)
+    def __init__(self, access: Access, settings: Settings) -> None:
+        self._access = access
         self._max_body_bytes: int = settings.max_body_bytes
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:

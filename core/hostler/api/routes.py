@@ -68,8 +68,6 @@ def make_routes(runtime: Runtime, settings: Settings, keep_alive_s: float = KEEP
         Route("GET", "/readyz", health.ready, server.GET_READINESS),
         Route("DELETE", "/processManager/destroy", None, server.TERMINATE),
         Route("GET", "/openapi.json", docs.document, server.GET_DOCUMENT),
-        Route("GET", "/docs", docs.page, server.GET_DOCS),
-        Route("GET", "/docs/{name}", docs.file, server.GET_DOCS_FILE),
         Route("GET", "/events", None),
         # -- models: the seed
         Route("GET", "/v1/models", models.list_all, model.LIST_MODELS),

@@ -87,8 +87,6 @@ DOWNLOAD_EVENTS = Operation("SystemController_downloadEvent", EVENTS, "Follow do
 MODEL_EVENTS = Operation("SystemController_modelEvent", EVENTS, "Follow models")
 RESOURCE_EVENTS = Operation("SystemController_resourcesEvent", EVENTS, "Follow the use of the machine")
 GET_DOCUMENT = Operation("getOpenApi", SERVER, "This document")
-GET_DOCS = Operation("getDocs", SERVER, "This document as a page", media=("text/html",))
-GET_DOCS_FILE = Operation("getDocsFile", SERVER, "A file of that page", media=("text/css", "text/javascript", "image/png"))
 LIST_ENGINES = Operation("listEngines", ENGINES, "List the installed engines", answer=Page[EngineAnswer], statuses=(503,))
 GET_ENGINE = Operation(
     "EnginesController_listInstalledEngines", ENGINES, "Get an installed engine", answer=EngineAnswer, statuses=(503,)

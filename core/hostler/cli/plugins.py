@@ -78,6 +78,7 @@ def _row(found: Plugins, info: PluginInfo) -> dict[str, Any]:
             for engine in found.engines_of(info.name)
         ],
         "sources": [source.scheme for source in found.sources_of(info.name)],
+        "routes": [routes.prefix for routes in found.routes_of(info.name)],
         "events": sorted({glob for listener in found.listeners_of(info.name) for glob in listener.events}),
     }
 
@@ -86,6 +87,7 @@ def brings(row: dict[str, Any]) -> str:
     """What a row's plugin brings, in words."""
     parts = [f"engine {engine['name']} ({', '.join(engine['formats'])})" for engine in row["engines"]]
     parts += [f"source {scheme}:" for scheme in row["sources"]]
+    parts += [f"routes {prefix}" for prefix in row["routes"]]
     parts += [f"listener to {glob}" for glob in row["events"]]
     return ", ".join(parts) or "-"
 
