@@ -161,7 +161,8 @@ class Answer:
 
     def _take_head(self, resp: falcon.Response) -> None:
         resp.status = self._status
-        resp.content_type = UNKNOWN  # for want of a better word; falcon would say JSON
+        if falcon.http_status_to_code(self._status) not in BODILESS:
+            resp.content_type = UNKNOWN  # for want of a better word; falcon would say JSON
         for name, value in self._headers:
             lower = name.lower()
             if lower == "content-type":
