@@ -92,7 +92,7 @@ class Listeners:
                 return
             before = {(teller.plugin, teller.spec): teller for teller in self._tellers}
             newest = max([self._position, *(teller.newest for teller in self._tellers)])
-            idle_s = None if self._records.database.is_sqlite else SHARED_IDLE_S
+            idle_s = None if self._records.database.location.is_private else SHARED_IDLE_S
             self._tellers, old = [], self._tellers
             for plugin, spec in wanted:
                 teller = before.get((plugin, spec))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("hostler.webhooks")
 
 SHARED_IDLE_S = 5.0
-"""How soon events are seen that another host logs in a shared PostgreSQL."""
+"""How soon events are seen that another host logs in a database that both share."""
 
 
 class TrialObject(msgspec.Struct, frozen=True):
@@ -66,7 +66,7 @@ class Webhooks:
         self._poster = poster or Poster()
         self._lock = threading.Lock()
         self._is_serving = False
-        idle_s = None if records.database.is_sqlite else SHARED_IDLE_S
+        idle_s = None if records.database.location.is_private else SHARED_IDLE_S
         self._deliverer = Deliverer(lambda: records.webhooks, self._poster, self._clock, idle_s)
 
     # -- serving --------------------------------------------------------------------------------------------------------

@@ -215,8 +215,10 @@ def test_a_process_that_does_not_own_the_home_leaves_its_runs_alone(home, url, r
         reader.close()
 
 
-def test_homes_that_share_a_postgresql_leave_each_others_runs_alone(tmp_path, empty_postgresql):
-    one, two = (Records(tmp_path / name, empty_postgresql) for name in ("one", "two"))
+@pytest.mark.parametrize("shared", ["sqlite", "postgresql"])
+def test_homes_that_share_a_database_leave_each_others_runs_alone(tmp_path, request, shared):
+    url = f"sqlite:///{tmp_path / 'shared.db'}" if shared == "sqlite" else request.getfixturevalue("empty_postgresql")
+    one, two = (Records(tmp_path / name, url) for name in ("one", "two"))
     try:
         thread = one.threads.create().id
         run = one.runs.create(run_of(thread))
@@ -224,7 +226,7 @@ def test_homes_that_share_a_postgresql_leave_each_others_runs_alone(tmp_path, em
         assert two.runs.get(thread, run.id) == run  # opening it failed nothing
 
         one.close()
-        again = Records(tmp_path / "one", empty_postgresql)
+        again = Records(tmp_path / "one", url)
         assert again.runs.get(thread, run.id).status == "failed"
         again.close()
     finally:

@@ -5,8 +5,8 @@ Floor 1; any thread. Reads nothing and loads no driver.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from msgspec import Struct
 
@@ -15,6 +15,13 @@ from hostler.errors import ConfigError
 DATABASE_FILE = "hostler.db"
 
 _POSTGRESQL = ("postgresql", "postgres", "postgresql+psycopg")
+_ADDRESS = re.compile(
+    r"((?P<user>[^:/?#@\[\]\s]*)(:[^:/?#@\[\]\s]*)?@)?"
+    r"(?P<host>(\[[0-9A-Fa-f:.%]+\]|[^:/?#@\[\]\s]*)(:[0-9]{1,5})?)"
+    r"(?P<name>/[^?#\s]*)?(\?[^#\s]*)?"
+)
+"""What follows postgresql://. Stricter than SQLAlchemy, which takes passwords with / or ? in them: such a URL can be read in two
+ways, and one of them would show a part of the password as the database's name."""
 
 
 class Location(Struct, frozen=True):
@@ -26,6 +33,8 @@ class Location(Struct, frozen=True):
     """The file, when it is SQLite."""
     where: str
     """For people: the file, or the URL without its password."""
+    is_private: bool = False
+    """It lies in the home, so no other home's hostler works on it."""
 
     @property
     def is_sqlite(self) -> bool:
@@ -41,11 +50,11 @@ def locate(home: Path, url: str = "") -> Location:
     """
     scheme, _, rest = url.partition("://")
     if not url:
-        return _sqlite(home / DATABASE_FILE)
+        return _sqlite(home, DATABASE_FILE)
     if scheme == "sqlite" and rest.startswith("/") and len(rest) > 1:
-        return _sqlite(home / rest[1:])  # sqlite:///name is relative, sqlite:////name absolute
+        return _sqlite(home, rest[1:])  # sqlite:///name is relative, sqlite:////name absolute
     if scheme in _POSTGRESQL and rest:
-        return Location(f"postgresql+psycopg://{rest}", None, f"postgresql://{_without_password(rest)}")
+        return _postgresql(rest)
     shown = f"{scheme}://..." if rest else "something that is no URL"
     raise ConfigError(
         f"database is {shown}; hostler keeps records in postgresql://user:password@host/name or sqlite:///file, and "
@@ -54,13 +63,19 @@ def locate(home: Path, url: str = "") -> Location:
     )
 
 
-def _sqlite(path: Path) -> Location:
-    return Location("sqlite:///", path, str(path))
+def _sqlite(home: Path, name: str) -> Location:
+    path = home / name
+    return Location("sqlite:///", path, str(path), is_private=path.is_relative_to(home))
 
 
-def _without_password(rest: str) -> str:
-    parts = urlsplit(f"//{rest}")
-    user, _, address = parts.netloc.rpartition("@")
-    name = user.partition(":")[0]
-    # The query may hold a password, too.
-    return f"{name + '@' if name else ''}{address}{parts.path}"
+def _postgresql(rest: str) -> Location:
+    parts = _ADDRESS.fullmatch(rest)
+    if parts is None:
+        raise ConfigError(
+            "database is a URL that cannot be read; it looks like postgresql://user:password@host:5432/name, and what stands "
+            "for itself in user and password, such as : / ? # [ ] @, is percent-encoded there: %40 for @",
+            param="database",
+        )
+    # Neither password nor query, which may hold a password, too.
+    user = f"{parts['user']}@" if parts["user"] else ""
+    return Location(f"postgresql+psycopg://{rest}", None, f"postgresql://{user}{parts['host']}{parts['name'] or ''}")

@@ -180,10 +180,10 @@ class RunStore:
     def fail_interrupted(self) -> Sequence[Run]:
         """End the runs that a process of this home left behind: `failed`, their steps, too.
 
-        Called once, before new ones begin. On SQLite every such run counts: a file has one hostler at a time.
+        Called once, before new ones begin. In the home's own file every such run counts: nobody else works on it.
         """
         scope: Sequence[ColumnElement[bool]] = [runs.c.status.in_(_LOST)]
-        if not self._database.is_sqlite:
+        if not self._database.location.is_private:
             scope = [*scope, runs.c.home == self._home]
         with self._database.read() as connection:
             ids = list(connection.execute(select(runs.c.id).where(*scope).order_by(runs.c.seq)).scalars())
