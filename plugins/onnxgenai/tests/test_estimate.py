@@ -11,7 +11,7 @@ import pytest
 
 from hostler import EngineSettings, InvalidModelFile
 from hostler_onnxgenai import tinymodel
-from hostler_onnxgenai.estimate import estimate
+from hostler_onnxgenai.estimate import context_length, estimate
 
 from .spoiling import change_config
 
@@ -69,6 +69,18 @@ def test_estimate_refuses_what_is_no_model(own: Path) -> None:
 
     with pytest.raises(InvalidModelFile, match=r"model\.onnx"):
         estimate(own, EngineSettings(ctx_len=512))
+
+
+def test_context_is_read_from_the_configuration_alone(own: Path) -> None:
+    (own / "model.onnx").unlink()
+    assert context_length(own) == tinymodel.N_CTX
+
+    change_config(own, "model.context_length", "long")
+    assert context_length(own) == 0
+
+    (own / "genai_config.json").unlink()
+    with pytest.raises(InvalidModelFile, match=r"genai_config\.json is missing"):
+        context_length(own)
 
 
 def test_estimate_notices_that_a_folder_has_changed(own: Path) -> None:

@@ -128,7 +128,6 @@ class OnnxGenaiEngine:
             eos_text=vocabulary.eos_text,
             adds_bos=vocabulary.adds_bos,
             can_embed=False,
-            n_embd=folder.hidden_size,
             version=versions.version(),
             warnings=loaded.warnings,
         )

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from hostler import EngineSettings, MemoryEstimate
-from hostler_onnxgenai.folder import CONFIG, TOKENIZER, ModelFolder, read_folder
+from hostler_onnxgenai.folder import CONFIG, TOKENIZER, ModelFolder, read_context_length, read_folder
 
 MIB = 1024 * 1024
 PROCESS_BYTES = 64 * MIB
@@ -54,8 +54,8 @@ def estimate(path: Path, settings: EngineSettings) -> MemoryEstimate:
 
 
 def context_length(path: Path) -> int:
-    """The context the model was made for."""
-    return _folder(path).context_length
+    """The context the model was made for; 0 when its configuration does not say."""
+    return read_context_length(path)
 
 
 def runs_in_generators(folder: ModelFolder, settings: EngineSettings, device: str) -> bool:

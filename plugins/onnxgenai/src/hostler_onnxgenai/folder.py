@@ -158,6 +158,17 @@ def read_folder(path: Path) -> ModelFolder:
     return _described(path, config_path, config, graph, provider, options)
 
 
+def read_context_length(path: Path) -> int:
+    """The context that a folder's configuration allows, read from it alone; 0 when it does not say.
+
+    Raises:
+        InvalidModelFile: There is no configuration, or it is none.
+    """
+    model = _document(path / CONFIG).get("model")
+    length = model.get("context_length") if isinstance(model, Mapping) else None
+    return length if isinstance(length, int) and length > 0 else 0
+
+
 def member(folder: Path, name: str, config_path: Path) -> Path:
     """A file that another file of the folder names.
 
