@@ -19,6 +19,7 @@ from hostler.records.objects import PageRequest
 from hostler.records.store import Records
 from support.postgresql import send
 from support.records import says, words_of
+from support.workers import wait_until
 
 DEADLINE_S = 30
 NOBODY = 65534
@@ -70,6 +71,60 @@ def test_a_locked_file_can_be_read_and_a_write_is_503_until_it_is_free(home, fil
 
         assert str(file) in caught.value.message
         assert caught.value.retry_after_s == 1.0
+        records.threads.create()
+    finally:
+        other.close()
+        records.close()
+
+
+class Turn:
+    """A lock that counts who asks for it."""
+
+    def __init__(self):
+        self.n_asked = 0
+        self._lock = threading.Lock()
+
+    def acquire(self, timeout=-1):
+        self.n_asked += 1
+        return self._lock.acquire(timeout=timeout)
+
+    def release(self):
+        self._lock.release()
+
+
+def test_writers_that_have_waited_for_their_turn_do_not_wait_for_a_locked_file_one_after_the_other(home, file):
+    import sqlalchemy
+
+    other = sqlite3.connect(file, isolation_level=None)
+    records = quick(home)
+    begun: list[str] = []
+    told: list[str] = []
+
+    def write():
+        try:
+            records.threads.create()
+        except StorageUnavailable as error:
+            told.append(error.message)
+
+    try:
+        records.open()
+        sqlalchemy.event.listen(records.database.engine, "before_cursor_execute", lambda *call: begun.append(call[2]))
+        turn = records.database._turn = Turn()
+        other.execute("BEGIN IMMEDIATE")
+        turn.acquire()
+        writers = [threading.Thread(target=write) for _ in range(8)]
+        for writer in writers:
+            writer.start()
+        wait_until(lambda: turn.n_asked == 1 + len(writers))
+        turn.release()
+        for writer in writers:
+            writer.join(DEADLINE_S)
+        other.execute("ROLLBACK")
+
+        assert begun == ["BEGIN IMMEDIATE"]  # the others were told what this one was told
+        assert len(told) == len(writers)
+        assert set(told) == {told[0]}
+        assert "locked by another program" in told[0]
         records.threads.create()
     finally:
         other.close()
@@ -215,6 +270,38 @@ def test_damage_that_is_found_later_is_503_with_the_way_back(home, file):
     try:
         with pytest.raises(StorageUnavailable, match="is damaged or no database"):
             records.threads.get("t")
+    finally:
+        records.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [("no JSON", "JSON is malformed"), ('{"id": "t"}', "the thread t in the database is damaged"), ("5", "a thread in the")],
+)
+def test_a_damaged_row_is_503_and_leaves_the_others_readable(home, file, body, reason):
+    records = Records(home)
+    records.threads.create(id="other")
+    with sqlite3.connect(file) as connection:
+        connection.execute("UPDATE threads SET body = ? WHERE id = 't'", (body,))
+    connection.close()
+    try:
+        for ask in (lambda: records.threads.get("t"), lambda: records.threads.list(PageRequest())):
+            with pytest.raises(StorageUnavailable, match=reason):
+                ask()
+
+        assert records.threads.get("other").id == "other"
+        assert len(words_of(records.messages.all("t"))) == 10
+    finally:
+        records.close()
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"two words"])
+def test_a_damaged_name_of_the_home_is_refused_with_the_way_back(home, file, data):
+    (home / "home.id").write_bytes(data)
+    records = Records(home)
+    try:
+        with pytest.raises(StorageUnavailable, match=r"home\.id is damaged; put a copy of it back, or remove it"):
+            records.open()
     finally:
         records.close()
 

@@ -15,7 +15,7 @@ from hostler.records.ids import new_id
 from hostler.records.messages import deleted_body
 from hostler.records.objects import DEFAULT_ASSISTANT, Assistant, AssistantModel, Deleted, Page, PageRequest
 from hostler.records.paging import fetch_page, page_of
-from hostler.records.rows import insert_new, now
+from hostler.records.rows import insert_new, now, object_of
 from hostler.records.tables import assistants
 
 
@@ -183,4 +183,4 @@ def _find(connection: Connection, assistant_id: str, *, is_locking: bool = False
 
 
 def _assistant(row: Any) -> Assistant:
-    return msgspec.convert(row.body, Assistant)
+    return object_of(row, Assistant)

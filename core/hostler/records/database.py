@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ import msgspec
 
 from hostler.errors import ConfigError, HostlerError, InvalidRequest, StorageUnavailable
 from hostler.records.location import Location
-from hostler.records.sqlitefile import create_private, explain
+from hostler.records.sqlitefile import create_private, damaged, explain, is_locked
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -54,7 +55,9 @@ class Database:
         self._engine: Engine | None = None
         self._is_closed = False
         # INVARIANT: SQLite has one writer. Waiting here is fair enough and wakes at once; SQLite's own waiting polls.
-        self._turn = threading.Lock()
+        self._turn = threading.Lock()  # protects _locked
+        self._locked: tuple[float, HostlerError] | None = None
+        """When another program kept the file from whoever had the turn last, and what that one was told."""
 
     @property
     def is_sqlite(self) -> bool:
@@ -143,13 +146,25 @@ class Database:
         if not self.is_sqlite:
             yield
             return
+        import sqlalchemy.exc
+
+        asked_at = time.monotonic()
         if not self._turn.acquire(timeout=TURN_TIMEOUT_S):
             raise StorageUnavailable(
                 f"{self.location.where} was busy for {TURN_TIMEOUT_S:g} s with what others write; try again",
                 retry_after_s=1.0,
             )
         try:
+            if self._locked is not None and self._locked[0] > asked_at:
+                # Somebody has waited for the file since then, in vain. Each waiting in its turn would add up.
+                raise self._locked[1].copy()
             yield
+            self._locked = None
+        except sqlalchemy.exc.DBAPIError as error:
+            explained = self._explain(error)
+            if is_locked(error.orig) and explained is not None:
+                self._locked = (time.monotonic(), explained)
+            raise
         finally:
             self._turn.release()
 
@@ -208,10 +223,18 @@ class Database:
             if explained is None:
                 raise
             raise explained from error
+        except msgspec.DecodeError as error:
+            raise self._damaged(str(error)) from error
         except sqlalchemy.exc.TimeoutError as error:
             raise StorageUnavailable(
                 f"{self.location.where} was busy for {TURN_TIMEOUT_S:g} s with other requests; try again", retry_after_s=1.0
             ) from error
+
+    def _damaged(self, reason: str) -> StorageUnavailable:
+        """What is in a row's column of JSON is no JSON."""
+        if self.location.path is not None:
+            return damaged(self.location.path, reason)
+        return StorageUnavailable(f"{self.location.where} holds a damaged row ({reason}); put a copy of it back")
 
     def _explain(self, error: Any) -> HostlerError | None:
         import sqlalchemy.exc

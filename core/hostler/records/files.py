@@ -23,7 +23,6 @@ import threading
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import msgspec
 from sqlalchemy import Connection, delete, insert, select
 
 from hostler.errors import InvalidRequest, RequestTooLarge, StorageUnavailable, UploadNotFound
@@ -32,7 +31,7 @@ from hostler.records.database import Database
 from hostler.records.ids import new_id
 from hostler.records.objects import OCTETS, Deleted, File, Page, PageRequest
 from hostler.records.paging import fetch_page, page_of
-from hostler.records.rows import now
+from hostler.records.rows import now, object_of
 from hostler.records.tables import files
 
 BLOCK_BYTES = 256 * 1024
@@ -246,4 +245,4 @@ def _find(connection: Connection, file_id: str) -> Any:
 
 
 def _file(row: Any) -> File:
-    return msgspec.convert(row.body, File)
+    return object_of(row, File)

@@ -20,8 +20,8 @@ _ADDRESS = re.compile(
     r"(?P<host>(\[[0-9A-Fa-f:.%]+\]|[^:/?#@\[\]\s]*)(:[0-9]{1,5})?)"
     r"(?P<name>/[^?#\s]*)?(\?[^#\s]*)?"
 )
-"""What follows postgresql://. Stricter than SQLAlchemy, which takes passwords with / or ? in them: such a URL can be read in two
-ways, and one of them would show a part of the password as the database's name."""
+"""What follows postgresql://. Stricter than SQLAlchemy, which takes passwords with / or ? in them: such a URL can be read in
+two ways, and one of them would show a part of the password as the database's name."""
 
 
 class Location(Struct, frozen=True):

@@ -29,7 +29,7 @@ from hostler.records.objects import (
     PageRequest,
 )
 from hostler.records.paging import fetch_page, page_in_memory, page_of
-from hostler.records.rows import now
+from hostler.records.rows import now, object_of
 from hostler.records.tables import messages, threads
 
 BATCH = 256
@@ -288,7 +288,7 @@ def _find(connection: Connection, thread_id: str, message_id: str, *, is_locking
 
 
 def _message(row: Any) -> Message:
-    return msgspec.convert(row.body, Message)
+    return object_of(row, Message)
 
 
 def _made(thread_id: str, new: NewMessage) -> Message:

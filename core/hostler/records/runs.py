@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 from msgspec import structs
 from sqlalchemy import ColumnElement, Connection, insert, select, update
 
@@ -30,7 +29,7 @@ from hostler.records.objects import (
     RunStep,
 )
 from hostler.records.paging import fetch_page, page_of
-from hostler.records.rows import insert_new, now
+from hostler.records.rows import insert_new, now, object_of
 from hostler.records.tables import runs, steps
 
 INTERRUPTED = RunError("server_error", "hostler was stopped while this run was going on")
@@ -250,11 +249,11 @@ def _values(run: Run) -> dict[str, Any]:
 
 
 def _run(row: Any) -> Run:
-    return msgspec.convert(row.body, Run)
+    return object_of(row, Run)
 
 
 def _step(row: Any) -> RunStep:
-    return msgspec.convert(row.body, RunStep)
+    return object_of(row, RunStep)
 
 
 def _not_found(run_id: str) -> RunNotFound:

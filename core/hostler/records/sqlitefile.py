@@ -46,7 +46,7 @@ def look_at(path: Path) -> None:
                 refuse_unknown(str(revision), str(path))
         connection.execute("ROLLBACK")
     except sqlite3.Error as error:
-        if primary_code(error) not in _BUSY:
+        if not is_locked(error):
             raise explain(error, path) from error
     finally:
         connection.close()
@@ -92,10 +92,15 @@ def primary_code(error: BaseException | None) -> int:
     return code & 0xFF if isinstance(code, int) else 0
 
 
+def is_locked(error: BaseException | None) -> bool:
+    """Whether another program holds the file."""
+    return primary_code(error) in _BUSY
+
+
 def explain(error: BaseException, path: Path, waited_s: float = LOOK_TIMEOUT_S) -> StorageUnavailable:
     """What one of SQLite's errors means for the person who asked, and the way back."""
     code = primary_code(error)
-    if code in _BUSY:
+    if is_locked(error):
         return StorageUnavailable(
             f"{path} has been locked by another program for more than {waited_s:g} s; close what works on it and try again",
             retry_after_s=1.0,
@@ -108,7 +113,7 @@ def explain(error: BaseException, path: Path, waited_s: float = LOOK_TIMEOUT_S) 
             f"choose another folder with --home"
         )
     if code in _DAMAGED:
-        return StorageUnavailable(_damaged(path, str(error)))
+        return damaged(path, str(error))
     if code == sqlite3.SQLITE_CANTOPEN:
         return StorageUnavailable(
             f"{path} cannot be opened ({error}); it must be a file in a folder that this user may write, or choose "
@@ -117,8 +122,9 @@ def explain(error: BaseException, path: Path, waited_s: float = LOOK_TIMEOUT_S) 
     return StorageUnavailable(f"{path} cannot be used: {error}; look at the disk and its free room, then try again")
 
 
-def _damaged(path: Path, reason: str) -> str:
-    return (
+def damaged(path: Path, reason: str) -> StorageUnavailable:
+    """The error for a file that cannot be read, and the way back."""
+    return StorageUnavailable(
         f"{path} is damaged or no database ({reason}); stop hostler, then put a copy of it back, or move it away together "
         f"with {path.name}-wal and {path.name}-shm: hostler starts with an empty one, and `sqlite3 {path.name} .recover` "
         f"reads what can still be read of the old"

@@ -203,9 +203,15 @@ class Records:
             if not path.exists():
                 self._home.mkdir(parents=True, exist_ok=True)
                 write_atomically(path, secrets.token_hex(8).encode() + b"\n")
-            return path.read_text(encoding="utf-8").strip()
+            name = path.read_bytes().strip()
         except OSError as error:
             raise StorageUnavailable(
                 f"{path} cannot be used: {error.strerror}; give this user the right to write there, or choose another folder "
                 f"with --home"
             ) from error
+        if not name.isalnum():
+            raise StorageUnavailable(
+                f"{path} is damaged; put a copy of it back, or remove it: hostler makes a new one then, and this home's "
+                f"webhooks, save those of the configuration, must be made anew"
+            )
+        return name.decode("ascii")

@@ -34,7 +34,7 @@ from hostler.records.objects import (
     ThreadAssistant,
 )
 from hostler.records.paging import fetch_page, page_of
-from hostler.records.rows import insert_new, now
+from hostler.records.rows import insert_new, now, object_of
 from hostler.records.tables import messages, threads
 
 _COLUMNS = (threads.c.id, threads.c.updated, threads.c.body)
@@ -235,4 +235,4 @@ def _read(connection: Connection, rows: Sequence[Any]) -> list[Thread]:
         )
         for thread_id, message_id in connection.execute(query):
             ids[thread_id].append(message_id)
-    return [structs.replace(msgspec.convert(row.body, Thread), updated=row.updated, messages=ids[row.id]) for row in rows]
+    return [structs.replace(object_of(row, Thread), updated=row.updated, messages=ids[row.id]) for row in rows]
