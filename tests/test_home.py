@@ -130,6 +130,19 @@ def test_address_leaves_no_part_file_and_is_gone_once_removed(tmp_path):
     assert list(Path(tmp_path).iterdir()) == []
 
 
+@pytest.mark.parametrize("obstacle", [lambda home: home.rmdir(), lambda home: (home / ADDRESS_FILE / "x").mkdir(parents=True)])
+def test_address_that_cannot_be_written_is_a_clean_error_and_leaves_nothing(tmp_path, obstacle):
+    home = tmp_path / "home"
+    home.mkdir()
+    obstacle(home)
+    before = sorted(tmp_path.rglob("*"))
+
+    with pytest.raises(StorageUnavailable, match=r"server\.json cannot be written: .*; free some room"):
+        write_address(home, ServerAddress(1, "http://127.0.0.1:1", 1, 0, "secret"))
+
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize("text", ["", "{", '{"pid": "x"}', "[]"])
 def test_address_file_of_nonsense_means_no_server(tmp_path, text):
     (tmp_path / ADDRESS_FILE).write_text(text)

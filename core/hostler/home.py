@@ -122,16 +122,30 @@ class HomeLock:
 
 
 def write_address(home: Path, address: ServerAddress) -> None:
-    """Publish where the server answers, readable by this user only; the file appears whole."""
+    """Publish where the server answers, readable by this user only; the file appears whole.
+
+    Raises:
+        StorageUnavailable: It cannot be written: the disk is full.
+    """
     target = home / ADDRESS_FILE
     part = home / f"{ADDRESS_FILE}.{address.pid}.part"
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        os.write(descriptor, msgspec.json.encode(address) + b"\n")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    os.replace(part, target)
+        try:
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            try:
+                os.write(descriptor, msgspec.json.encode(address) + b"\n")
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.replace(part, target)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise StorageUnavailable(
+            f"{target} cannot be written: {error.strerror}; free some room, give this user the right to write there, or "
+            f"choose another home with --home"
+        ) from error
 
 
 def remove_address(home: Path) -> None:

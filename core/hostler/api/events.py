@@ -36,6 +36,8 @@ GAP = "events.gap"
 RETRY_MS = 2000
 """After which browsers connect again."""
 MAX_ID = 2**63 - 1
+MAX_DIGITS = 19
+"""Of MAX_ID; Python refuses to read numbers of thousands of digits by an error of its own."""
 
 
 class Events:
@@ -59,9 +61,7 @@ class Events:
             held.enter_context(self._runtime.hold("event stream"))
             follower = self._runtime.events.follow(last_event_id, globs)
             held.callback(follower.close)
-            resp.stream = EventStream(
-                follower, held.pop_all(), client_watch(req), self._keep_alive_s, req.context.request_id
-            )
+            resp.stream = EventStream(follower, held.pop_all(), client_watch(req), self._keep_alive_s, req.context.request_id)
 
 
 class EventStream:
@@ -122,7 +122,7 @@ def read_last_event_id(req: falcon.Request) -> int | None:
     """
     for name, value in (("Last-Event-ID", req.get_header("last-event-id")), ("last_event_id", req.get_param("last_event_id"))):
         if value:
-            if not (value.isascii() and value.isdigit() and int(value) <= MAX_ID):
+            if not (value.isascii() and value.isdigit() and len(value) <= MAX_DIGITS and int(value) <= MAX_ID):
                 raise InvalidRequest(f"{name} is {value!r}; allowed: the id of an event", param=name)
             return int(value)
     return None
