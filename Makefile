@@ -26,6 +26,7 @@ core := $(VENV)/.stamp-core
 llamacpp := $(VENV)/.stamp-llamacpp
 onnxgenai := $(VENV)/.stamp-onnxgenai
 echo_engine := $(VENV)/.stamp-echo
+remote := $(VENV)/.stamp-remote
 test_tools := $(VENV)/.stamp-test-tools
 lint_tools := $(VENV)/.stamp-lint-tools
 
@@ -43,7 +44,7 @@ run: install ## install, download the default model, serve http://127.0.0.1:1337
 	@$(BIN)/hostler pull $(MODEL)
 	@exec $(BIN)/hostler serve $(SERVE)
 
-test: install $(echo_engine) $(test_tools) test-native ## every test but those that need a GPU; fails if none ran on real weights
+test: install $(echo_engine) $(remote) $(test_tools) test-native ## every test but those that need a GPU; fails if none ran on real weights
 	$(PY) -m pytest -m 'not gpu' --require-weights $(ARGS)
 
 test-native: $(VENV)/.stamp-venv ## the C++ tests under ASan+UBSan and under TSan
@@ -103,6 +104,10 @@ $(onnxgenai): plugins/onnxgenai/pyproject.toml | $(core)
 
 $(echo_engine): plugins/echo/pyproject.toml | $(core)
 	@$(PIP) -e plugins/echo
+	@touch $@
+
+$(remote): plugins/remote/pyproject.toml | $(core)
+	@$(PIP) -e 'plugins/remote[keyring]'
 	@touch $@
 
 $(test_tools): pyproject.toml | $(core)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hostler.batching import Cache, Pace, Packing, choose_cache, common_prefix, share_out
-    from hostler.cli.client import connect
+    from hostler.cli.client import connect, model_path
     from hostler.cli.ondisk import LocalModel, find_model
     from hostler.cli.options import home_option, json_option, print_json, print_table, read_settings, show_bytes, show_seconds
     from hostler.cores import usable_cores
@@ -73,7 +73,7 @@ __version__ = "0.1.0"
 
 _HOME_OF = {
     "hostler.batching": ("Cache", "Pace", "Packing", "choose_cache", "common_prefix", "share_out"),
-    "hostler.cli.client": ("connect",),
+    "hostler.cli.client": ("connect", "model_path"),
     "hostler.cli.ondisk": ("LocalModel", "find_model"),
     "hostler.cli.options": (
         "home_option", "json_option", "print_json", "print_table", "read_settings", "show_bytes", "show_seconds",
@@ -118,8 +118,8 @@ __all__ = [
     "ModelLoadFailed", "ModelNotDownloaded", "ModelNotFound", "QueueFull", "RequestCancelled", "RequestTooLarge",
     "UnsupportedParameter",
     # for commands
-    "LocalModel", "connect", "find_model", "home_option", "json_option", "print_json", "print_table", "read_settings",
-    "show_bytes", "show_seconds",
+    "LocalModel", "connect", "find_model", "home_option", "json_option", "model_path", "print_json", "print_table",
+    "read_settings", "show_bytes", "show_seconds",
     # for engines
     "Cache", "Pace", "Packing", "choose_cache", "common_prefix", "share_out", "usable_cores",
     # files

@@ -73,7 +73,7 @@ def examine() -> Iterator[Finding]:
     yield from check_library(home, plugins)
     yield from check_plugins(plugins)
     for engine in engines:
-        yield probe_engine(engine)
+        yield probe_engine(engine, home=home)
 
 
 def check_native() -> Finding:
@@ -181,8 +181,12 @@ def check_plugins(plugins: Plugins) -> Iterator[Finding]:
         yield Finding("plugins", "failed", "no engine is installed, so no model can run; try: pip install hostler-llamacpp")
 
 
-def probe_engine(engine: EngineSpec, timeout_s: float = PROBE_TIMEOUT_S) -> Finding:
-    """Ask an engine, in a process of its own, which devices it can use."""
+def probe_engine(engine: EngineSpec, timeout_s: float = PROBE_TIMEOUT_S, *, home: Path | None = None) -> Finding:
+    """Ask an engine, in a process of its own, which devices it can use.
+
+    Args:
+        home: HOSTLER_HOME of that process, for an engine that looks at its models.
+    """
     import subprocess
 
     from hostler.engine import EngineProbe
@@ -190,6 +194,8 @@ def probe_engine(engine: EngineSpec, timeout_s: float = PROBE_TIMEOUT_S) -> Find
     subject = f"engine {engine.name}"
     command = [sys.executable, "-m", "hostler.cli.probe", engine.probe]
     environment = {**engine.environment, **os.environ}
+    if home is not None:
+        environment["HOSTLER_HOME"] = str(home)
     try:
         done = subprocess.run(command, capture_output=True, timeout=timeout_s, env=environment, check=False)
     except subprocess.TimeoutExpired:

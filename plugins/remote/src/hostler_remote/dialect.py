@@ -1,0 +1,142 @@
+"""From a request to the body that an upstream gets, in the words that it knows.
+
+Pure, on the engine thread. What OpenAI knows is sent under OpenAI's names. What hostler and llama.cpp know beside it is sent
+where it differs from the default, as far as the kind of the upstream takes it; else it is refused, never dropped.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from hostler import SEED_RANDOM, InvalidRequest, RawPrompt, SamplingParams, UnsupportedParameter
+from hostler_remote.description import Description, Kind
+
+CHAT = "/chat/completions"
+COMPLETIONS = "/completions"
+MAX_OPENAI_STOPS = 4
+"""OpenAI takes no more; the worker looks for all of them anyway."""
+
+FURTHER: dict[str, Any] = {
+    "top_k": 0, "min_p": 0.0, "typ_p": 1.0, "min_keep": 0, "repeat_penalty": 1.0, "repeat_last_n": 64, "dynatemp_range": 0.0,
+    "dynatemp_exponent": 1.0, "mirostat": 0, "mirostat_tau": 5.0, "mirostat_eta": 0.1, "ignore_eos": False,
+}  # fmt: skip
+"""Parameters that OpenAI does not have -> the value that changes nothing."""
+DEFAULTS = SamplingParams()
+
+_ALL = {name: name for name in FURTHER}
+_GPU_SERVERS = {"top_k": "top_k", "min_p": "min_p", "repeat_penalty": "repetition_penalty", "ignore_eos": "ignore_eos"}
+NAMES: dict[Kind, dict[str, str]] = {
+    "other": _ALL,
+    "hostler": _ALL,
+    "llamacpp": {**_ALL, "typ_p": "typical_p"},
+    "vllm": _GPU_SERVERS,
+    "sglang": _GPU_SERVERS,
+    "ollama": {},
+    "openai": {},
+}
+"""Kind -> what it takes of FURTHER, and the names there."""
+KNOW_TEMPLATES = frozenset({"other", "hostler", "llamacpp", "vllm", "sglang"})
+KNOW_CACHE_PROMPT = frozenset({"other", "hostler", "llamacpp"})
+
+
+class Call(msgspec.Struct, frozen=True):
+    """One request, ready to be sent."""
+
+    path: str
+    body: dict[str, Any]
+    wants_logprobs: bool
+    max_tokens: int
+    max_tokens_field: str
+
+    @property
+    def is_chat(self) -> bool:
+        """Its answer has deltas of messages, not of text."""
+        return self.path == CHAT
+
+    def encoded(self, *, has_limit: bool = True) -> bytes:
+        """The body as JSON.
+
+        Args:
+            has_limit: False: let the upstream fill what is left of its context.
+        """
+        body = self.body if has_limit else {name: self.body[name] for name in self.body if name != self.max_tokens_field}
+        return msgspec.json.encode(body)
+
+
+def call_of(raw: RawPrompt, params: SamplingParams, description: Description, *, cache_prompt: bool = True) -> Call:
+    """Put a request into the upstream's words.
+
+    Raises:
+        InvalidRequest: The model only embeds.
+        UnsupportedParameter: The upstream would not honour a field.
+    """
+    if not description.chat:
+        raise InvalidRequest("This model writes no text, it only gives embeddings (POST /v1/embeddings)", param="model")
+    is_chat = raw.messages is not None
+    # An older completion has one field for all of OpenAI's upstreams; only chats have moved on.
+    limit = description.max_tokens_field if is_chat else "max_tokens"
+    body: dict[str, Any] = {
+        "model": description.model,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        limit: params.max_tokens,
+    }
+    if is_chat:
+        body["messages"] = raw.messages
+    else:
+        body["prompt"] = raw.prompt
+    for name in ("frequency_penalty", "presence_penalty"):
+        if getattr(params, name):
+            body[name] = getattr(params, name)
+    if params.seed != SEED_RANDOM:
+        body["seed"] = params.seed
+    if params.stop:
+        body["stop"] = params.stop[:MAX_OPENAI_STOPS] if description.kind == "openai" else params.stop
+    if params.logit_bias:
+        body["logit_bias"] = {str(token): bias for token, bias in params.logit_bias.items()}
+    if params.logprobs is not None:
+        body |= _logprobs(params.logprobs, is_chat=is_chat)
+    body |= _further(params, description)
+    if raw.template_kwargs:
+        _refuse_unless(description, KNOW_TEMPLATES, "chat_template_kwargs", raw.template_kwargs)
+        body["chat_template_kwargs"] = raw.template_kwargs
+    if not cache_prompt:
+        _refuse_unless(description, KNOW_CACHE_PROMPT, "cache_prompt", cache_prompt)
+        body["cache_prompt"] = False
+    return Call(CHAT if is_chat else COMPLETIONS, body, params.logprobs is not None, params.max_tokens, limit)
+
+
+def _logprobs(n_top: int, *, is_chat: bool) -> dict[str, Any]:
+    if not is_chat:
+        return {"logprobs": n_top}
+    return {"logprobs": True, "top_logprobs": n_top} if n_top else {"logprobs": True}
+
+
+def _further(params: SamplingParams, description: Description) -> dict[str, Any]:
+    names = {} if description.strict else NAMES[description.kind]
+    found = {}
+    for name, neutral in FURTHER.items():
+        value = getattr(params, name)
+        if value == getattr(DEFAULTS, name):
+            continue
+        if name in names:
+            found[names[name]] = value
+        elif value != neutral:
+            raise _unsupported(description, name, value)
+    return found
+
+
+def _refuse_unless(description: Description, kinds: frozenset[str], name: str, value: Any) -> None:
+    if description.strict or description.kind not in kinds:
+        raise _unsupported(description, name, value)
+
+
+def _unsupported(description: Description, name: str, value: Any) -> UnsupportedParameter:
+    why = "is strict" if description.strict else f"is of kind {description.kind}, which does not take it"
+    return UnsupportedParameter(
+        f"{name} is {value!r}, and the upstream of this model {why}; leave it at its default", param=name
+    )
