@@ -109,6 +109,19 @@ def test_a_much_shorter_prompt_overtakes_on_half_of_the_tokens() -> None:
     assert shared(100, 1000, 30) == [(0, 70), (1, 30)]
 
 
+def test_no_crumbs_are_left_or_begun_where_an_engine_says_so() -> None:
+    def shared(n_tokens: int, *lengths: int) -> list[tuple[int, int]]:
+        prompts = [Prompt(n) for n in lengths]
+        chunks = share_out(prompts, n_tokens, lambda _: True, min_tokens=16, stretch=1.25)
+        return [(prompts.index(prompt), n) for prompt, n in chunks]
+
+    assert shared(50, 60, 60) == [(0, 60)], "10 more complete it"
+    assert shared(70, 60, 70) == [(0, 60)], "10 of the second would be a run of their own"
+    assert shared(70, 60, 10) == [(0, 60), (1, 10)], "but they complete this one"
+    assert shared(80, 60, 70) == [(0, 60), (1, 20)]
+    assert shared(10, 60) == [(0, 10)], "the first gets what there is"
+
+
 def test_a_prompt_that_is_better_left_for_later_gives_its_tokens_away() -> None:
     prompts = [Prompt(1000), Prompt(30)]
 

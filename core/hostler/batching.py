@@ -112,7 +112,12 @@ AnyWaiting = TypeVar("AnyWaiting", bound=Waiting)
 
 
 def share_out(
-    waiting: Sequence[AnyWaiting], n_tokens: int, is_due: Callable[[AnyWaiting], bool]
+    waiting: Sequence[AnyWaiting],
+    n_tokens: int,
+    is_due: Callable[[AnyWaiting], bool],
+    *,
+    min_tokens: int = 1,
+    stretch: float = 1.0,
 ) -> list[tuple[AnyWaiting, int]]:
     """Choose which prompts are evaluated in a step, and how many tokens of each.
 
@@ -125,9 +130,12 @@ def share_out(
         n_tokens: As Pace says.
         is_due: Asked when one is chosen. It may find that the prompt is better left for later (False), or give it its
             place in the KV cache, which may make what is missing less.
+        min_tokens: A second prompt in the step gets no fewer, save where they complete it: for engines to whom each
+            further prompt is a pass of its own.
+        stretch: A prompt that so many times its share would complete is completed, so that no crumbs are left.
 
     Returns:
-        Each with 1 to `n_missing()` tokens, together at most `n_tokens`.
+        Each with 1 to `n_missing()` tokens, together about `n_tokens`: never more without `stretch`.
     """
     n_left = n_tokens
     oldest = waiting[0]
@@ -140,11 +148,16 @@ def share_out(
             break
         if id(one) in chunks or not is_due(one):
             continue
-        n = min(one.n_missing(), max(1, n_left - n_reserved))
+        n_missing = one.n_missing()
+        n = min(n_missing, max(1, n_left - n_reserved))
+        if n_missing <= n * stretch:
+            n = n_missing
+        elif chunks and n < min_tokens:
+            continue
         n_reserved = 0
         n_left -= n
         chunks[id(one)] = (one, n)
-    if n_left and id(oldest) in chunks:  # what was reserved for one that is not due after all
+    if n_left > 0 and id(oldest) in chunks:  # what was reserved for one that is not due after all
         chunks[id(oldest)] = (oldest, min(oldest.n_missing(), chunks[id(oldest)][1] + n_left))
     return list(chunks.values())
 

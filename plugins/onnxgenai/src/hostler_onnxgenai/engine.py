@@ -53,6 +53,11 @@ MIN_PROMPT_S = 0.03
 the rule of 2.5 times that would cut a short prompt into many slow pieces."""
 
 
+MIN_FRAGMENT_TOKENS = 16
+"""A prompt is not begun with fewer at the end of a step: each run costs as much as ten prompt tokens before the first."""
+STRETCH = 1.25
+
+
 class Run:
     """One sequence inside the engine.
 
@@ -108,8 +113,9 @@ class OnnxGenaiEngine:
         self._caching = settings.caching_enabled
         self._vocabulary = vocabulary = Vocabulary(folder)
         self._rows = Rows(loaded.backend, loaded.n_slots, loaded.n_ctx)
+        self._n_batch = min(settings.n_batch, MAX_CHUNK_TOKENS if loaded.backend.can_copy else GENERATOR_CHUNK_TOKENS)
         self._pace = Pace(
-            min(settings.n_batch, MAX_CHUNK_TOKENS if loaded.backend.can_copy else GENERATOR_CHUNK_TOKENS),
+            self._n_batch,
             loaded.n_slots,
             alone_step_s=ALONE_STEP_S,
             min_alone_tokens=MIN_ALONE_TOKENS,
@@ -214,7 +220,14 @@ class OnnxGenaiEngine:
     def _prefill(self, waiting: list[Run], n_decoding: int) -> int:
         """Evaluate some of the prompts that wait; whose is complete gets its first token."""
         n_prefilled = 0
-        chunks = share_out(waiting, self._pace.chunk_tokens(n_decoding), lambda run: self._is_due(run, waiting))
+        n_tokens = self._pace.chunk_tokens(n_decoding)
+        chunks = share_out(
+            waiting,
+            n_tokens,
+            lambda run: self._is_due(run, waiting),
+            min_tokens=MIN_FRAGMENT_TOKENS,
+            stretch=min(STRETCH, self._n_batch / n_tokens),
+        )
         for run, n in chunks:
             row = run.row
             assert row is not None
