@@ -735,11 +735,12 @@ def test_a_thread_deleted_during_its_run_ends_it_and_nothing_is_written(runtime:
         runtime.runs.cancel(thread_id, live.run.id if live.run else "")
 
 
+@pytest.mark.parametrize("asked", ["get", "start"])
 @pytest.mark.parametrize("is_lost", [False, True])
 def test_a_database_that_is_busy_at_the_end_of_a_run_is_waited_for_or_made_up_for(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, is_lost: bool
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, is_lost: bool, asked: str
 ) -> None:
-    """The end is tried several times; one that is lost all the same does not block its thread for ever."""
+    """The end is tried several times; one that is lost all the same does not block its thread, or who polls it, for ever."""
     monkeypatch.setattr(hostler.liverun, "RETRIES_S", (0.01,) * (2 if is_lost else 1000))
     runtime.records.database.busy_timeout_s = 0.05
     thread_id = new_thread(runtime, FLOOD)
@@ -766,6 +767,8 @@ def test_a_database_that_is_busy_at_the_end_of_a_run_is_waited_for_or_made_up_fo
     with pytest.raises(StorageUnavailable):
         events(live)
     assert runtime.records.runs.get(thread_id, live.run.id).status in ACTIVE_RUN
+    if asked == "get":
+        assert runtime.runs.get(thread_id, live.run.id).status == "failed"
     assert answer(runtime, thread_id, "Hello").status == "completed"
     lost = runtime.records.runs.get(thread_id, live.run.id)
     assert (lost.status, "lost" in str(lost.last_error)) == ("failed", True)

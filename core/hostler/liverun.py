@@ -63,8 +63,8 @@ POLL_S = 1.0
 """Longest silence of a generation between two looks; a cancel wakes it at once."""
 CANCEL_WAIT_S = 2.0
 """So long a cancel waits for the end that it brings about; past it the answer says `cancelling`."""
-RETRIES_S = (0.1, 1.0, 5.0)
-"""Pauses between the attempts to write the end of a run: its answer is worth some patience with a busy database."""
+RETRIES_S = (0.1, 1.0, 5.0, 15.0, 30.0)
+"""Pauses between the attempts to write the end of a run: its answer is worth some patience with a busy or full disk."""
 
 
 class TextDelta(Struct, frozen=True):

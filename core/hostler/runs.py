@@ -114,6 +114,18 @@ class Runs:
                 f"or cancel it"
             )
 
+    def get(self, thread_id: str, run_id: str) -> Run:
+        """A run as it is recorded. One whose end was lost gets an end now: whoever polls it must not wait for ever.
+
+        Raises:
+            ThreadNotFound, RunNotFound
+            StorageUnavailable: The end cannot be written now either.
+        """
+        records = self._runtime.records
+        run = records.runs.get(thread_id, run_id)
+        is_mended = run.status in ACTIVE_RUN and self._mend(run)
+        return records.runs.get(thread_id, run_id) if is_mended else run
+
     # -- ending -----------------------------------------------------------------------------------------------------
 
     def cancel(self, thread_id: str, run_id: str) -> Run:

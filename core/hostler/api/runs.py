@@ -72,7 +72,7 @@ class Runs:
     def get(self, req: falcon.Request, resp: falcon.Response, thread_id: str, run_id: str) -> None:
         """getRun."""
         del req
-        resp.data = msgspec.json.encode(self._store.get(thread_id, run_id))
+        resp.data = msgspec.json.encode(self._runtime.runs.get(thread_id, run_id))
 
     def modify(self, req: falcon.Request, resp: falcon.Response, thread_id: str, run_id: str) -> None:
         """modifyRun: its metadata."""
