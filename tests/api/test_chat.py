@@ -653,3 +653,20 @@ def test_other_requests_have_a_line_at_debug_only(client: Any, caplog: pytest.Lo
     assert line.levelno == logging.DEBUG
     assert (line.request_id, line.error_code) == (answer.headers["x-request-id"], "model_not_found")
     assert "\n" not in line.getMessage()
+
+
+# -- numbers ------------------------------------------------------------------------------------------------------------
+
+
+def test_whole_numbers_beyond_64_bits_travel_as_floats_and_what_is_no_float_is_400(client: Any, runtime: Any) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": "{}"}, "note": 2**70}
+    messages = [{"role": "assistant", "tool_calls": [call]}, {"role": "user", "content": "y"}]
+
+    taken = client.chat(messages=messages, chat_template_kwargs={"n": -(2**70)})
+    call["note"] = 10**400
+    refused = client.chat(messages=messages)
+
+    assert taken.status_code == 200
+    assert runtime.asked[0].messages[0].tool_calls[0]["note"] == 2.0**70
+    assert isinstance(runtime.asked[0].template_kwargs["n"], float)
+    assert error_of(refused) == (400, "invalid_value", "messages[0].tool_calls")

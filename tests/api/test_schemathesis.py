@@ -47,8 +47,12 @@ ENDLESS = "/events"
 
 UNSEEN = re.compile(
     r"(context_length_exceeded|unsupported_parameter|embeddings_disabled) .*"  # depends on the model and its engine
+    r"|invalid_value (createCompletion|createEmbedding) (prompt|input)\S*"  # empty, without a BOS; a token the model has not
+    r"|invalid_value \w+ logit_bias"  # a token the model has not
+    r"|invalid_value createChatCompletion messages\[\d+\]\.role"  # the model's template has no place for tools
+    r"|invalid_value (createRun|createThreadAndRun) messages"  # nothing was said yet, by anybody
     r"|\S+ \w+ (after|before)"  # an id, but none of this list's
-    r"|\S+ createWebhook secret"  # base64 behind whsec_, no blank at an end
+    r"|\S+ createWebhook (secret|None)"  # base64 behind whsec_, no blank at an end; there are too many already
     r"|\S+ ModelsController_importModel (model|modelPath)"  # a path that is here, a new id
     r"|\S+ (downloadModel|ModelsController_pullModel) (id|source_url)"
     r"|\S+ \w+ (thread\.)?assistants\[\d+\]"  # named twice
@@ -64,6 +68,8 @@ KNOWN: dict[str, str] = {}
 """Parameter of a path -> one that exists."""
 SHARES = {"startModel": (1,), "startModelPost": ()}
 """Each of these spawns a process, and they are the same: how many of four random ids are replaced, by their length."""
+ASKING = {"createChatCompletion", "createCompletion", "createEmbedding"}
+"""Whatever model they name, they mean the one that is there."""
 ENDS = ("delete", "cancel")
 """Begin the ids of operations after which something would be gone that the other tests need."""
 
@@ -150,6 +156,8 @@ def check(case: Any, response: Any, **recorded: Any) -> None:
         excluded.append(not_a_server_error)
     if case.media_type == "multipart/form-data":
         excluded.append(negative_data_rejection)  # the fields of a form have no types: every value is text
+    if isinstance(response.request.body, bytes) and not response.request.body.strip():
+        excluded.append(negative_data_rejection)  # blanks are an empty body, which is `{}`
     case.validate_response(response, excluded_checks=excluded, additional_checks=[good_data_is_taken], **recorded)
 
 
@@ -180,6 +188,8 @@ def test_an_operation_does_what_the_document_says(case: Any, url: str) -> None:
         for key, value in dict(case.path_parameters or {}).items():
             if key in KNOWN and len(value) % 4 in SHARES.get(operation_id(case), (1, 2, 3)):
                 case.path_parameters[key] = KNOWN[key]
+    if operation_id(case) in ASKING and isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
+        case.body["model"] = KNOWN["model_id"]
     check(case, case.call(base_url=url + base_of(case)))
 
 
@@ -208,7 +218,7 @@ def test_a_story_along_the_links_goes_as_the_document_says(tmp_path: Path) -> No
             return {"base_url": self.url + base_of(case)}
 
         def validate_response(self, response: Any, case: Any, additional_checks: Any = None, **kwargs: Any) -> None:
-            if response.status_code == 200:
+            if response.status_code == 200 and "{" in case.path:
                 seen.add(operation_id(case))
             check(case, response, recorder=self.recorder, transport_kwargs=kwargs or None)
 
@@ -225,4 +235,4 @@ def test_a_story_along_the_links_goes_as_the_document_says(tmp_path: Path) -> No
         ),
     )
 
-    assert {"getThread", "createMessage", "getAssistant"} <= seen, f"no story got beyond its first page: {seen}"
+    assert len(seen) >= 4, f"hardly a story got beyond its first page: {seen}"

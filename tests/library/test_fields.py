@@ -30,7 +30,7 @@ def test_unknown_keys_and_nulls_are_left_out():
 @pytest.mark.parametrize(
     ("values", "param", "words"),
     [
-        ({"ctx_len": 127}, "settings.ctx_len", "128 or more"),
+        ({"ctx_len": 127}, "settings.ctx_len", "from 128 to 2147483647"),
         ({"ctx_len": "many"}, "settings.ctx_len", "'many'"),
         ({"ctx_len": True}, "settings.ctx_len", "whole number"),
         ({"ctx_len": [1]}, "settings.ctx_len", "whole number"),
@@ -83,6 +83,29 @@ def test_a_losing_spelling_is_checked_all_the_same():
 @pytest.mark.parametrize(("sent", "meant"), [(False, 0), (True, 1), ("false", 0), ("true", 1), (2, 2), ("2", 2)])
 def test_mirostat_is_a_boolean_for_cortex_and_a_number_for_llama_cpp(sent, meant):
     assert fields.validate_parameters({"mirostat": sent}) == {"mirostat": meant}
+
+
+@pytest.mark.parametrize("value", [2**31, 10**30, str(2**31)])
+def test_a_setting_that_no_engine_can_count_is_refused(value):
+    with pytest.raises(InvalidRequest, match="from 0 to 2147483647"):
+        fields.validate_settings({"ngl": value})
+
+
+def test_what_a_worker_is_sent_holds_no_whole_number_beyond_64_bits():
+    deep = {"extra": {"a": [2**64, -(2**63) - 1, {"b": 2**64 - 1}], "c": True}}
+
+    extra = fields.validate_settings(deep)["extra"]
+
+    assert extra == {"a": [2.0**64, -(2.0**63) - 1, {"b": 2**64 - 1}], "c": True}
+    assert [type(one) for one in extra["a"]] == [float, float, dict]
+    with pytest.raises(InvalidRequest):
+        fields.validate_settings({"extra": {"a": 10**400}})
+
+
+@pytest.mark.parametrize("name", ["llama_model_path", "mmproj", "grammar_file", "device"])
+def test_an_empty_name_names_nothing(name):
+    assert fields.validate_settings({name: ""}) == {}
+    assert fields.changes_of(fields.SETTINGS, {name: ""}) == {name: None}
 
 
 def test_stop_may_be_one_string():

@@ -259,10 +259,8 @@ class _Writer:
         if media == JSON:
             return {"schema": self._one_of(self._answers, operation.answer) or {"type": "object"}}
         event = self._one_of(self._answers, operation.event) if media == EVENT_STREAM else None
-        if event is None:
-            return {}
-        # What one event's `data` holds; OpenAPI 3.2 will call it itemSchema.
-        return {"schema": {"type": "string"}, "x-itemSchema": event}
+        # What one event's `data` holds. OpenAPI 3.1 has no word for it: its `schema` would be of the whole stream.
+        return {} if event is None else {"x-itemSchema": event}
 
     def _links(self, route: Route, operation: Operation) -> dict[str, Any]:
         """From what was made to what can be done with it: the operations on the same path and an id."""

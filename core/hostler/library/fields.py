@@ -16,6 +16,8 @@ from hostler.errors import InvalidRequest
 
 AUTO = "auto"
 """`ctx_len` and `device`: hostler chooses."""
+LARGEST = 2**31 - 1
+"""What engines can count; a larger setting would wrap around in some."""
 TRUE_WORDS = frozenset({"true", "1", "yes", "on"})
 FALSE_WORDS = frozenset({"false", "0", "no", "off"})
 
@@ -81,7 +83,7 @@ class Field:
             value = json.loads(value) if isinstance(value, str) else value
             if not isinstance(value, dict):
                 raise TypeError(value)
-            return dict(value)
+            return portable(value)
         if self.is_switch and (isinstance(value, bool) or (isinstance(value, str) and not _is_number(value))):
             return int(_parsed_bool(value))
         if isinstance(value, str):
@@ -117,15 +119,21 @@ class Field:
             return "an object"
         kind = "a whole number" if self.type is int else "a number"
         if self.minimum is not None and self.maximum is not None:
-            limits = f" from {self.minimum:g} to {self.maximum:g}"
+            limits = f" from {_shown(self.minimum)} to {_shown(self.maximum)}"
         else:
-            limits = f", {self.minimum:g} or more" if self.minimum is not None else ""
+            limits = f", {_shown(self.minimum)} or more" if self.minimum is not None else ""
         words = [*(str(extra) for extra in self.extra_values), *(f'"{choice}"' for choice in self.choices)]
         return f"{kind}{limits}" + (f", or {' or '.join(words)}" if words else "")
 
 
-INSIDE = r"^(?![/\\])(?!.:)(?!(.*[/\\])?\.\.([/\\]|$))(?![./\\]+$)[^\x00-\x1f\x7f]*$"
-"""A path that stays in the folder it begins in, or nothing; see manifest.check_member_path."""
+INSIDE = r"^(?![/\\])(?!.:)(?!(.*[/\\])?\.\.([/\\]|$))(?![./\\]+$)[^\x00-\x1f\x7f]*(?![\s\S])"
+"""A path that stays in the folder it begins in, or nothing; see manifest.check_member_path. Its end is written so that every
+dialect means the end: Python's `$` lets a line end stand behind it."""
+
+
+def _shown(limit: float) -> str:
+    return str(limit) if isinstance(limit, int) else f"{limit:g}"
+
 
 SETTINGS: tuple[Field, ...] = (
     Field(
@@ -134,11 +142,12 @@ SETTINGS: tuple[Field, ...] = (
         AUTO,
         "Tokens per slot; auto: the file's, at most 8192 and what memory allows; 0: the file's.",
         128,
+        LARGEST,
         choices=(AUTO,),
         aliases=("ctx_size",),
         extra_values=(0,),
     ),
-    Field("ngl", int, 100, "Layers on the GPU; at or above the layer count: all.", 0, aliases=("n_gpu_layers",)),
+    Field("ngl", int, 100, "Layers on the GPU; at or above the layer count: all.", 0, LARGEST, aliases=("n_gpu_layers",)),
     Field("embedding", bool, True, "Whether /embeddings answers."),
     Field("n_parallel", int, 4, "Concurrent slots.", 1, 256),
     Field("cpu_threads", int, 0, "Threads; unset: the physical cores.", 1, 4096),
@@ -167,8 +176,8 @@ SETTINGS: tuple[Field, ...] = (
     Field("flash_attn", bool, True, "Flash attention where the engine has it."),
     Field("use_mmap", bool, True, "Map weight files instead of reading them."),
     Field("mlock", bool, False, "Keep weights from being swapped out."),
-    Field("grp_attn_n", int, 1, "Self-extend: group size.", 1),
-    Field("grp_attn_w", int, 512, "Self-extend: window.", 1),
+    Field("grp_attn_n", int, 1, "Self-extend: group size.", 1, LARGEST),
+    Field("grp_attn_w", int, 512, "Self-extend: window.", 1, LARGEST),
     Field("grammar_file", str, None, "GBNF grammar inside the model's folder.", pattern=INSIDE, is_name=True),
     Field("extra", dict, None, "Settings that only one engine knows, passed to it as they are."),
 )
@@ -199,6 +208,21 @@ PARAMETERS: tuple[Field, ...] = (
     Field("n_probs", int, 0, "Probabilities of so many tokens with each one.", 0, 20),
     Field("min_keep", int, 0, "Candidates that truncation leaves at least.", 0),
 )
+
+
+def portable(value: Any) -> Any:
+    """A JSON value that a worker can be sent: a whole number beyond 64 bits is a float, as most readers of JSON have it.
+
+    Raises:
+        OverflowError: For one that is no float either.
+    """
+    if isinstance(value, dict):
+        return {key: portable(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [portable(one) for one in value]
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        return float(value)
+    return value
 
 
 def validate_settings(values: Mapping[str, Any], prefix: str = "settings") -> dict[str, Any]:

@@ -16,6 +16,7 @@ from hostler.api.schema.sampling import BIAS_LIMIT, read_logit_bias, read_parame
 from hostler.api.schema.tables import number_text
 from hostler.domain import Message
 from hostler.errors import InvalidRequest, MissingParameter, UnsupportedParameter
+from hostler.library.fields import portable
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 UNSUPPORTED_PARTS = frozenset(
@@ -162,7 +163,7 @@ def read_chat(raw: dict[str, Any]) -> ChatCall:
         logprobs=_logprobs(body),
         logit_bias=read_logit_bias(body.logit_bias),
         cache_prompt=body.cache_prompt is not False,
-        template_kwargs=body.chat_template_kwargs or {},
+        template_kwargs=_portable(body.chat_template_kwargs or {}, "chat_template_kwargs"),
     )
 
 
@@ -186,9 +187,16 @@ def read_message(message: WireMessage, path: str) -> Message:
         role=ROLES[role],
         content=content,
         name=message.name,
-        tool_calls=tuple(message.tool_calls) if message.tool_calls else None,
+        tool_calls=tuple(_portable(message.tool_calls, f"{path}.tool_calls")) if message.tool_calls else None,
         tool_call_id=message.tool_call_id,
     )
+
+
+def _portable(value: Any, path: str) -> Any:
+    try:
+        return portable(value)
+    except OverflowError:
+        raise InvalidRequest(f"{path} holds a number that is too large", param=path) from None
 
 
 def _joined(parts: list[ContentPart], path: str) -> str:

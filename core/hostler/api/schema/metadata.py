@@ -24,7 +24,7 @@ MetadataBody = Annotated[
         extra_json_schema={
             "maxProperties": MAX_KEYS,
             "propertyNames": {"minLength": 1, "maxLength": MAX_KEY_LENGTH},
-            "additionalProperties": {"type": ["string", "number", "boolean"], "maxLength": MAX_VALUE_LENGTH},
+            "additionalProperties": {"type": ["string", "number", "boolean", "null"], "maxLength": MAX_VALUE_LENGTH},
         },
     ),
 ]
@@ -37,13 +37,14 @@ def read_metadata(values: dict[str, Any], path: str = "metadata") -> dict[str, s
     Raises:
         InvalidRequest: With the path of the key, `metadata.KEY`.
     """
-    found = {key: _text(value, f"{path}.{key}") for key, value in values.items() if value is not None}
-    if len(found) > MAX_KEYS:
-        raise InvalidRequest(f"{path} has {len(found)} keys; at most {MAX_KEYS} are kept", param=path)
-    for key, value in found.items():
+    if len(values) > MAX_KEYS:
+        raise InvalidRequest(f"{path} has {len(values)} keys; at most {MAX_KEYS} are kept", param=path)
+    for key in values:
         if not 1 <= len(key) <= MAX_KEY_LENGTH:
             place = f"{path}.{key[:MAX_KEY_LENGTH]}"
             raise InvalidRequest(f"{place} is a key of {len(key)} characters; 1 to {MAX_KEY_LENGTH} are allowed", param=place)
+    found = {key: _text(value, f"{path}.{key}") for key, value in values.items() if value is not None}
+    for key, value in found.items():
         if len(value) > MAX_VALUE_LENGTH:
             raise InvalidRequest(
                 f"{path}.{key} has {len(value)} characters; at most {MAX_VALUE_LENGTH} are kept", param=f"{path}.{key}"
