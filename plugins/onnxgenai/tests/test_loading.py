@@ -14,6 +14,7 @@ from hostler import EngineFailed, EngineSettings, InvalidModelFile, ModelFiles, 
 from hostler_onnxgenai import loading, tinymodel
 from hostler_onnxgenai.engine import OnnxGenaiEngine
 from hostler_onnxgenai.folder import read_folder
+from hostler_onnxgenai.session import SessionBackend
 
 from .running import Loaded, prompt
 from .spoiling import change_config
@@ -43,12 +44,12 @@ def test_a_model_with_another_cache_runs_in_generators_and_says_so(own: Path) ->
 
 def test_a_session_whose_rows_mix_is_not_used(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an export does with several rows shows only when it runs."""
-    real = loading.SessionBackend.decode
+    real = SessionBackend.decode
 
-    def mixed(self: loading.SessionBackend, rows: list[int], starts: list[int], tokens: list[int]) -> object:
+    def mixed(self: SessionBackend, rows: list[int], starts: list[int], tokens: list[int]) -> object:
         return real(self, rows, starts, tokens)[::-1]
 
-    monkeypatch.setattr(loading.SessionBackend, "decode", mixed)
+    monkeypatch.setattr(SessionBackend, "decode", mixed)
 
     loaded = load(tiny)
 
@@ -60,7 +61,7 @@ def test_a_session_that_cannot_run_is_not_used(tiny: Path, monkeypatch: pytest.M
     def fail(*_: object) -> None:
         raise EngineFailed("no kernel")
 
-    monkeypatch.setattr(loading.SessionBackend, "decode", fail)
+    monkeypatch.setattr(SessionBackend, "decode", fail)
 
     assert "cannot evaluate a few tokens: no kernel" in load(tiny).warnings[0]
 
@@ -133,11 +134,16 @@ def test_load_stops_when_told_and_reports_progress(tiny: Path, backend: str) -> 
             )
 
 
-def test_a_broken_library_is_an_error_that_says_what_to_install(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime_genai", None)
+@pytest.mark.parametrize(("module", "backend"), [("onnxruntime_genai", "generators"), ("onnxruntime", "session")])
+def test_a_missing_library_is_an_error_that_says_what_to_install(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, module: str, backend: str
+) -> None:
+    """The plugin without one of its extras."""
+    monkeypatch.delitem(sys.modules, "hostler_onnxgenai.session", raising=False)
+    monkeypatch.setitem(sys.modules, module, None)
 
-    with pytest.raises(ModelLoadFailed, match=r'pip install "hostler-onnxgenai\[cpu\]"'):
-        load(tiny, extra={"backend": "generators"})
+    with pytest.raises(ModelLoadFailed, match=rf'^{module} cannot be imported.*pip install "hostler-onnxgenai\[cpu\]"'):
+        load(tiny, extra={"backend": backend})
 
 
 @pytest.mark.parametrize("backend", ["session", "generators"])

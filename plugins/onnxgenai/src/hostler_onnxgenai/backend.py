@@ -11,6 +11,11 @@ from typing import Protocol
 
 import numpy as np
 
+SPIN_US = 50
+"""How long a thread of onnxruntime spins for its next piece of work before it sleeps. Its default, one millisecond and more,
+is no faster on an idle machine and 1.3 times slower beside one busy neighbour; not to spin at all costs a third of a single
+stream (README.md has the table)."""
+
 
 class Backend(Protocol):
     """A loaded model with a KV row for each slot."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before either library is imported: it is on by default, and writes a device id into the user's folders.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -18,10 +18,12 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import numpy as np
 
 from hostler import EngineFailed, EngineSettings, InvalidModelFile, ModelFiles, ModelLoadFailed, Progress, usable_cores
-from hostler_onnxgenai.backend import Backend
+from hostler_onnxgenai.backend import SPIN_US, Backend
 from hostler_onnxgenai.folder import PROVIDERS, ModelFolder, read_folder
 from hostler_onnxgenai.generators import GeneratorBackend
-from hostler_onnxgenai.session import SPIN_US, SessionBackend
+
+if TYPE_CHECKING:
+    from hostler_onnxgenai.session import SessionBackend
 
 MAX_SLOTS = 256
 EXTRAS = frozenset({"backend", "spin_us"})
@@ -69,7 +71,7 @@ def load(files: ModelFiles, settings: EngineSettings, progress: Progress) -> Loa
         raise ModelLoadFailed(f"backend is 'session', but {objection or f'on {device} models run in Generators'}")
     backend: Backend | None = None
     if device == "cpu" and not objection and wanted != "generators":
-        backend = SessionBackend(folder, settings.n_parallel, n_ctx, n_threads=n_threads, spin_us=spin_us)
+        backend = session_backend()(folder, settings.n_parallel, n_ctx, n_threads=n_threads, spin_us=spin_us)
         report(progress, 0.9)
         objection = check(backend, folder, n_ctx, settings.n_parallel)
         if objection:
@@ -120,6 +122,19 @@ def choose_device(wanted: str, folder: ModelFolder) -> str:
     return device
 
 
+def session_backend() -> type[SessionBackend]:
+    """The class, whose module imports onnxruntime.
+
+    Raises:
+        ModelLoadFailed: It is not installed, or broken.
+    """
+    try:
+        from hostler_onnxgenai.session import SessionBackend
+    except Exception as error:
+        raise _missing("onnxruntime", error) from error
+    return SessionBackend
+
+
 def library() -> ModuleType:
     """The module onnxruntime_genai.
 
@@ -129,12 +144,16 @@ def library() -> ModuleType:
     try:
         import onnxruntime_genai  # late: a model that runs in a plain session does without it
     except Exception as error:
-        raise ModelLoadFailed(
-            f'onnxruntime_genai cannot be imported: {error}; pip install "hostler-onnxgenai[cpu]" (or [cuda], [directml]) '
-            "into an environment that has no other of them"
-        ) from error
+        raise _missing("onnxruntime_genai", error) from error
     module: ModuleType = onnxruntime_genai
     return module
+
+
+def _missing(module: str, error: Exception) -> ModelLoadFailed:
+    return ModelLoadFailed(
+        f'{module} cannot be imported: {error}; pip install "hostler-onnxgenai[cpu]" (or [cuda], [directml]) into an '
+        "environment that has no other of them"
+    )
 
 
 def check(backend: Backend, folder: ModelFolder, n_ctx: int, n_slots: int) -> str:

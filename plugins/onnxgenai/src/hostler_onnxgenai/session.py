@@ -23,13 +23,10 @@ import numpy as np
 import onnxruntime as ort
 
 from hostler import EngineFailed, InvalidModelFile, ModelLoadFailed, Packing
+from hostler_onnxgenai.backend import SPIN_US
 from hostler_onnxgenai.folder import ModelFolder
 from hostler_onnxgenai.onnxfile import FLOAT16, MAX_EDITED_BYTES, with_last_logits_only
 
-SPIN_US = 50
-"""How long a thread of onnxruntime spins for its next piece of work before it sleeps. Its default, one millisecond and more,
-is no faster on an idle machine and 1.3 times slower beside one busy neighbour; not to spin at all costs a third of a single
-stream (README.md has the table)."""
 MIN_SCRATCH_BYTES = 128 * 1024 * 1024
 _HOLE_SHARE = 3
 """A row that runs for nothing costs about a third of a pass over the weights (SmolLM2-135M int4, two cores)."""
