@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 
 import click
 import msgspec
@@ -98,6 +99,26 @@ def test_an_export_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
 
     assert target.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+def test_what_is_no_file_is_written_into_and_a_link_stays_a_link(tmp_path):
+    pipe, link, target = tmp_path / "pipe", tmp_path / "link", tmp_path / "target"
+    os.mkfifo(pipe)
+    link.symlink_to(target)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        for path in (pipe, link):
+            with writing(path) as write:
+                write({"n": 1})
+
+        assert os.read(reader, 100) == b'{"n":1}\n'
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert target.read_bytes() == b'{"n":1}\n'
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe", "target"]
 
 
 def test_a_folder_that_is_not_there_is_told_in_one_line(tmp_path):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import click
 import pytest
@@ -156,6 +159,11 @@ def test_an_assistant_is_made_shown_and_deleted_but_not_the_default_one(home):
         (("threads", "import", "no-such-file"), 2, "no-such-file"),
         (("messages", "create", "t", ""), 2, "empty"),
         (("messages", "create", "t"), 2, "empty"),
+        (("threads", "show", ""), 2, "'' is no id"),
+        (("messages", "delete", "t", ".."), 2, "'..' is no id"),
+        (("webhooks", "rm", "."), 2, "'.' is no id"),
+        (("threads", "show", "\udcff"), 1, "no text"),
+        (("threads", "create", "\udcff"), 1, "no text"),
         (("assistants", "create", "--temperature", "7"), 2, "temperature"),
         (("import-jan", "no-such-folder"), 2, "no-such-folder"),
     ],
@@ -343,6 +351,21 @@ def test_a_thread_longer_than_a_request_comes_in_parts_in_order(home, tmp_path, 
     assert sorted(map(len, threads.values())) == [1, 1, 60, 60]
 
 
+@pytest.mark.parametrize("named", [{"id": "t1"}, {}], ids=["with an id", "without"])
+def test_messages_without_a_thread_belong_to_the_one_above_however_many_requests_it_takes(
+    home, tmp_path, small_requests, named
+):
+    messages = [{"object": "thread.message", "role": "user", "content": f"text {number}"} for number in range(60)]
+    file = write_lines(tmp_path / "f", {"object": "thread", **named}, *messages, line_thread("t2"), messages[0])
+
+    assert home("threads", "import", file).stdout == "threads: 2 imported\nmessages: 61 imported\n"
+
+    threads = {thread["id"]: home.texts(thread["id"]) for thread in home.json("threads", "list")}
+    assert threads.pop("t2") == ["text 0"]
+    assert list(threads.values()) == [[f"text {number}" for number in range(60)]]
+    assert not named or list(threads) == ["t1"]
+
+
 def test_an_import_that_was_interrupted_is_finished_by_skip(home, tmp_path, small_requests, monkeypatch):
     messages = [line_message(f"m{number}", f"text {number}") for number in range(60)]
     file = write_lines(tmp_path / "f", line_thread(), *messages, line_thread("t2"))
@@ -367,6 +390,27 @@ def test_an_import_that_was_interrupted_is_finished_by_skip(home, tmp_path, smal
 
 
 # -- export -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no disk that is always full")
+def test_a_full_disk_behind_stdout_is_told_in_one_line(home):
+    home("threads", "create", "Hi", "--title", "x" * 500)
+    for arguments in (("threads", "export"), ("threads", "list")):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "hostler", "--home", str(home.path), *arguments],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        assert done.returncode == 1, done.stderr
+        assert done.stderr == "Error: the output cannot be written: No space left on device\n"
+
+
+def test_a_title_of_two_lines_is_one_row_of_a_list_in_a_pipe(home):
+    home("threads", "create", "--title", "one\ntwo", "Hi")
+
+    assert len(home("threads", "list").stdout.splitlines()) == 2
 
 
 def test_chosen_threads_are_exported_in_the_order_of_their_naming_each_once(home, tmp_path):

@@ -9,6 +9,7 @@ Exit codes: 0 done, 1 it failed and one line on stderr says why, 2 the command l
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ COMMAND_MODULES = (
     "hostler.cli.plugins",
     "hostler.cli.doctor",
 )
+
+OUT_OF_ROOM = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+"""The disk is full, or this user's share of it."""
 
 
 class CommandGroup(click.Group):
@@ -66,6 +70,15 @@ class CommandGroup(click.Group):
             return super().invoke(ctx)
         except HostlerError as error:
             raise click.ClickException(str(error)) from error
+        except UnicodeEncodeError as error:
+            if error.reason != "surrogates not allowed":
+                raise
+            # Bytes of the command line that are no UTF-8 come to Python as halves of surrogate pairs.
+            raise click.ClickException("an argument has bytes that are no text; give names and texts in UTF-8") from error
+        except OSError as error:
+            if error.errno not in OUT_OF_ROOM:
+                raise
+            raise click.ClickException(f"{error.filename or 'the output'} cannot be written: {error.strerror}") from error
         except ImportError as error:
             if "hostler._native" not in str(error):
                 raise

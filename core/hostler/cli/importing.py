@@ -17,6 +17,7 @@ import click
 
 from hostler.cli.lines import ASSISTANT, MESSAGE, PART_BYTES, THREAD, Item, batches, read_lines
 from hostler.cli.options import print_json, read_settings
+from hostler.records.ids import new_id
 
 if TYPE_CHECKING:
     from hostler.cli.client import Client
@@ -150,6 +151,7 @@ def import_file(
     def items(stream: BinaryIO) -> Iterator[Item]:
         stream.seek(0)
         left_out.clear()
+        above = ThreadAbove()
         seen: dict[tuple[Any, Any], str] = {}
         for item in read_lines(stream, name, failures.add):
             kind, record_id = item.value.get("object"), item.value.get("id")
@@ -162,7 +164,7 @@ def import_file(
             else:
                 if kind != MESSAGE and isinstance(record_id, str):
                     seen[kind, record_id] = f"line {item.place.rpartition(':')[2]}"
-                yield item._replace(value=change(item.value))
+                yield item._replace(value=above.named(change(item.value)))
 
     settings = read_settings()
     part_bytes = min(PART_BYTES, settings.max_body_bytes // 2)
@@ -183,6 +185,25 @@ def import_file(
                 raise click.ClickException(message) from error
     tell(done.counts, left_out, is_dry=is_dry, is_json=is_json)
     failures.raise_any("the rest was imported")
+
+
+class ThreadAbove:
+    """Says of each message which thread it belongs to: one that names none belongs to the thread of the line above, which may
+    have gone in an earlier request."""
+
+    def __init__(self) -> None:
+        self._id: Any = None
+
+    def named(self, value: dict[str, Any]) -> dict[str, Any]:
+        """The object, or a copy with what it left unsaid."""
+        is_message = value.get("object") == MESSAGE
+        name = "thread_id" if is_message else "id"
+        if value.get("object") == ASSISTANT:
+            return value
+        if value.get(name) is None:
+            value = {**value, name: self._id if is_message else new_id("thread")}
+        self._id = value[name]
+        return value
 
 
 class Failures:

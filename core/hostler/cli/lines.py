@@ -92,7 +92,8 @@ def batches(items: Iterable[Item], part_bytes: int = PART_BYTES) -> Iterator[lis
 
 @contextmanager
 def writing(path: Path | None) -> Iterator[Callable[[Any], None]]:
-    """Write objects to a file, which appears whole at the end or not at all; without a path, to stdout.
+    """Write objects to a file, which appears whole at the end or not at all; without a path, to stdout. What is there and no
+    file, such as /dev/stdout or a pipe, is written into as it goes.
 
     Yields:
         A function that writes one object.
@@ -109,8 +110,14 @@ def writing(path: Path | None) -> Iterator[Callable[[Any], None]]:
         return
     from hostler.library.disk import sync_folder
 
+    is_special = path.exists() and not path.is_file()
+    path = path if is_special else path.resolve()  # a link stays one
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
+        if is_special:
+            with open(path, "wb") as special:
+                yield lambda value: _write(special, msgspec.json.encode(value))
+            return
         try:
             with open(temporary, "xb") as file:
                 yield lambda value: _write(file, msgspec.json.encode(value))

@@ -87,8 +87,9 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
             table.add_row(*(Text(harmless(cell)) for cell in row))
         Console().print(table)
         return
-    widths = [max(len(row[column]) for row in [headings, *rows]) for column in range(len(headings))]
-    for row in [headings, *rows]:
+    lines = [headings, *([" ".join(cell.splitlines()) for cell in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
+    for row in lines:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 

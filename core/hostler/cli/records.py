@@ -101,7 +101,14 @@ def output_option(function: _Function) -> _Function:
 
 
 def path_of(*parts: str) -> str:
-    """`path_of("threads", id, "messages")`: a route, its ids percent-encoded."""
+    """`path_of("threads", id, "messages")`: a route, its ids percent-encoded.
+
+    Raises:
+        click.UsageError: An id that would lead elsewhere: `messages delete THREAD ..` must not delete the thread.
+    """
+    for part in parts:
+        if part in ("", ".", ".."):
+            raise click.UsageError(f"{part!r} is no id")
     return "/v1/" + "/".join(quote(part, safe="") for part in parts)
 
 
