@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -289,6 +290,31 @@ def test_broken_lines_and_files_are_reported_with_their_place_and_the_rest_is_re
         *(f"threads/{THREAD_ID}/messages.jsonl:{line}" for line in (2, 3, 4, 5)),
     ]
     assert "role 'system'" in reading.problems[-2][1]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files and names")
+def test_what_is_no_file_and_names_that_are_no_text_are_reported_and_the_rest_is_read(reading):
+    root = reading.folder.path
+    for id in ("device", "loop", "pipe", "whole"):
+        write_thread(root, thread(id), message(f"m-{id}", "user", "Hi", 1700000000000))
+    for id, make in (
+        ("device", lambda path: path.symlink_to("/dev/zero")),
+        ("loop", lambda path: path.symlink_to(path)),
+        ("pipe", os.mkfifo),
+    ):
+        (root / "threads" / id / "messages.jsonl").unlink()
+        make(root / "threads" / id / "messages.jsonl")
+    strange = root / "threads" / os.fsdecode(b"\xff\x1b[31m")
+    write_json(strange / "thread.json", {"title": "no id"})
+    (strange / "messages.jsonl").write_text("{")
+
+    found = reading.threads()
+
+    assert {value["id"] for value in found} == {"device", "loop", "pipe", "whole", "m-whole", "\ufffd\ufffd[31m"}
+    assert sorted(reading.places) == [
+        "threads/device/messages.jsonl", "threads/loop/messages.jsonl", "threads/pipe/messages.jsonl",
+        "threads/\ufffd\ufffd[31m/messages.jsonl:1",
+    ]  # fmt: skip
 
 
 def test_a_thread_that_no_path_could_name_is_left_out_with_its_messages(reading):

@@ -77,6 +77,17 @@ def test_one_object_longer_than_a_request_goes_alone_and_nothing_gives_no_reques
     assert list(batches([])) == []
 
 
+@pytest.mark.parametrize("end", [b"", b"\n", b'\n{"after": 1}'])
+def test_a_line_that_is_too_long_is_reported_and_not_kept(monkeypatch, end):
+    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 2**20)
+    at_the_limit = b'{"a": "' + b"x" * (2**20 - 10) + b'"}\n'
+
+    found, problems = read(at_the_limit + b"y" * 5 * 2**20 + end)
+
+    assert [item.place for item in found] == ["f.jsonl:1", "f.jsonl:3"][: 1 + (len(end) > 1)]
+    assert problems == [("f.jsonl:2", "this line has more than 1 MB")]
+
+
 def test_a_file_is_written_whole_with_one_object_a_line(tmp_path):
     target = tmp_path / "out.jsonl"
 

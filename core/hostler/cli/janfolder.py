@@ -22,7 +22,7 @@ import msgspec
 from hostler.api.schema.metadata import MAX_KEY_LENGTH, MAX_KEYS, MAX_VALUE_LENGTH
 from hostler.api.schema.records import problem_of
 from hostler.api.schema.threads import MAX_TITLE_LENGTH
-from hostler.cli.lines import ASSISTANT, MESSAGE, THREAD, BrokenLine, Item, decode, read_lines
+from hostler.cli.lines import ASSISTANT, MAX_LINE_BYTES, MESSAGE, THREAD, BrokenLine, Item, decode, read_lines
 from hostler.library.fields import tolerated, validate_parameters, validate_settings
 from hostler.library.manifest import BrokenManifest, read_manifest
 from hostler.library.names import path_of_file_url
@@ -150,6 +150,9 @@ class JanFolder:
         return {**value, "tools": tools} if tools else value
 
     def _messages(self, thread: dict[str, Any], path: Path) -> Iterator[Item]:
+        if path.exists() and not path.is_file():  # a pipe would never end
+            self.report(self._place(path), "this is no file")
+            return
         try:
             with path.open("rb") as stream:
                 lines = list(read_lines(stream, self._place(path), self.report))
@@ -277,7 +280,9 @@ class JanFolder:
     def _documents(self, kind: str, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
         for path in self._files(kind, name):
             try:
-                yield path, decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+                with path.open("rb") as stream:
+                    data = stream.read(MAX_LINE_BYTES)
+                yield path, decode(data.removeprefix(b"\xef\xbb\xbf"))
             except BrokenLine as broken:
                 self.report(self._place(path), str(broken))
             except OSError as error:
@@ -291,7 +296,7 @@ class JanFolder:
         return problem is None
 
     def _place(self, path: Path) -> str:
-        return path.relative_to(self.path).as_posix()
+        return _readable(path.relative_to(self.path).as_posix())
 
     def _tools(self, tools: Any) -> list[dict[str, Any]]:
         kept = []
@@ -332,7 +337,13 @@ def _modified(path: Path) -> int:
 
 
 def _id(raw: Mapping[str, Any], path: Path) -> str:
-    return _text(raw.get("id")) or path.parent.name
+    return _text(raw.get("id")) or _readable(path.parent.name)
+
+
+def _readable(name: str) -> str:
+    """A file's name as text: bytes that are none, and what would command a terminal, become a mark."""
+    text = name.encode(errors="surrogateescape").decode(errors="replace")
+    return "".join(one if one.isprintable() else "\ufffd" for one in text)
 
 
 def _made_id(thread_id: str, line: Item) -> str:

@@ -23,6 +23,10 @@ PART_BYTES = 16 * 1024 * 1024
 """A thread longer than this is imported in several requests, so in several transactions: half of `max_body_bytes`' default."""
 
 
+MAX_LINE_BYTES = 64 * 1024 * 1024
+"""Of one object: more than any server takes unless its `max_body_bytes` was raised."""
+
+
 class BrokenLine(Exception):
     """A line that is no JSON object."""
 
@@ -44,7 +48,10 @@ def read_lines(stream: BinaryIO, name: str, report: Callable[[str, str], None]) 
         name: As messages call the file.
         report: Takes place and reason of a line that is no object; may raise.
     """
-    for number, line in enumerate(stream, 1):
+    for number, line in enumerate(_lines(stream), 1):
+        if line is None:
+            report(f"{name}:{number}", f"this line has more than {MAX_LINE_BYTES // 2**20} MB")
+            continue
         text = line.removeprefix(b"\xef\xbb\xbf").strip()
         if not text:
             continue
@@ -53,6 +60,16 @@ def read_lines(stream: BinaryIO, name: str, report: Callable[[str, str], None]) 
             yield Item(place, decode(text), len(text))
         except BrokenLine as broken:
             report(place, str(broken))
+
+
+def _lines(stream: BinaryIO) -> Iterator[bytes | None]:
+    """The lines of a file; None for one that is too long, which is not kept in memory."""
+    while line := stream.readline(MAX_LINE_BYTES):
+        is_whole = len(line) < MAX_LINE_BYTES or line.endswith(b"\n")
+        yield line if is_whole else None
+        while not is_whole:
+            rest = stream.readline(MAX_LINE_BYTES)
+            is_whole = len(rest) < MAX_LINE_BYTES or rest.endswith(b"\n")
 
 
 def decode(text: bytes) -> dict[str, Any]:
