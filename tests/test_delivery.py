@@ -168,7 +168,8 @@ def test_a_failed_delivery_is_repeated_after_each_delay_under_the_same_id_and_th
     make_host: Callable[..., Host], receiver: Receiver, clock: TurnedClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     receiver.manners = lambda request: 500
-    host = make_host(Subscription(receiver.url))
+    host = make_host(Subscription(f"{receiver.url}services/TOKEN?key=TOKEN", "TOKEN"))
+    caplog.set_level("DEBUG", logger="hostler")
 
     host.tell("a", "model.starting")
     receiver.wait_for(1)
@@ -191,7 +192,9 @@ def test_a_failed_delivery_is_repeated_after_each_delay_under_the_same_id_and_th
     one = only(host)
     assert (one.n_pending, one.n_delivered, one.last_status) == (0, 0, 500)
     assert "model.starting of a was not delivered" in caplog.text
-    assert "after 6 attempts and is dropped" in caplog.text
+    assert f"{one.id} at {receiver.url.rstrip('/')} after 6 attempts and is dropped" in caplog.text
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("hostler")]
+    assert not [line for line in ours if "TOKEN" in line]
 
 
 def test_a_failing_delivery_holds_back_later_ones_of_its_subject_and_url_and_no_others(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from hostler.errors import HostlerError
 from hostler.signedpost import Attempt, Outcome, Post, Poster
+from hostler.subscription import site_of
 
 if TYPE_CHECKING:
     from hostler.records.webhooks import Delivery, Target, WebhookStore
@@ -230,7 +231,7 @@ class Deliverer:
             if outcome.is_delivered or not attempt.is_cut_short:
                 self._record(store, target, delivery, outcome)
         except Exception:
-            log.exception("the outcome of %s to %s is lost; it is sent again", delivery.name, target.url)
+            log.exception("the outcome of %s to %s is lost; it is sent again", delivery.name, target.id)
         finally:
             with self._changed:
                 del self._under_way[delivery.id]
@@ -260,13 +261,13 @@ class Deliverer:
 
     @staticmethod
     def _log(target: Target, delivery: Delivery, outcome: Outcome, retry_at: float | None, now: float) -> None:
-        what = f"{delivery.name} of {delivery.subject}"
+        what, whom = f"{delivery.name} of {delivery.subject}", f"{target.id} at {site_of(target.url)}"
         if outcome.error is None:
-            log.debug("%s was delivered to %s", what, target.url)
+            log.debug("%s was delivered to %s", what, whom)
         elif retry_at is None:
             log.warning(
                 "%s was not delivered to %s after %d attempts and is dropped: %s",
-                *(what, target.url, delivery.n_attempts + 1, outcome.error),
+                *(what, whom, delivery.n_attempts + 1, outcome.error),
             )
         else:
-            log.info("%s was not delivered to %s, again in %g s: %s", what, target.url, retry_at - now, outcome.error)
+            log.info("%s was not delivered to %s, again in %g s: %s", what, whom, retry_at - now, outcome.error)

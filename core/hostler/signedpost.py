@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from hostler import __version__
-from hostler.subscription import secret_key
+from hostler.subscription import secret_key, site_of
 
 if TYPE_CHECKING:
     import httpx
@@ -213,7 +213,7 @@ class Attempt:
         if is_cut_short:
             return "cut short: the server is stopping"
         if not isinstance(error, httpx.HTTPError | httpx.InvalidURL | OSError):
-            log.warning("a webhook could not be sent to %s", self._post.url, exc_info=error)
+            log.warning("a webhook could not be sent to %s", site_of(self._post.url), exc_info=error)
         return f"{_words(error)}: {error}" if str(error) else _words(error)
 
 

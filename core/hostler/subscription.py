@@ -65,6 +65,12 @@ def mask(secret: str) -> str | None:
     return f"{SECRET_PREFIX}***" if secret.startswith(SECRET_PREFIX) else "***"
 
 
+def site_of(url: str) -> str:
+    """What may be logged of a URL: its path and query are a secret where the receiver has no other, as with Slack."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
 def secret_key(secret: str) -> bytes:
     """The bytes that sign. As OpenAI's clients read a secret: base64 behind `whsec_`, else the text itself."""
     if secret.startswith(SECRET_PREFIX):
