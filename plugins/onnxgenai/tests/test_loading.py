@@ -108,6 +108,13 @@ def test_a_longer_context_than_the_models_is_cut_and_reported(load: Callable[...
     assert len(loaded.answer(prompt(tinymodel.N_CTX - 3, 1)).token_ids) == 3
 
 
+@pytest.mark.parametrize("backend", ["session", "generators"])
+def test_the_smallest_context_holds_a_token_and_its_answer(load: Callable[..., Loaded], backend: str) -> None:
+    loaded = load(ctx_len=2, n_parallel=1, backend=backend)
+
+    assert len(loaded.answer(prompt(1, 1)).token_ids) == 1
+
+
 @pytest.mark.parametrize("asked", ["auto", "cpu", "directml"])
 def test_device_is_the_exports_or_what_is_demanded(own: Path, asked: str) -> None:
     change_config(own, "model.decoder.session_options", {"provider_options": [{"cuda": {}}]})

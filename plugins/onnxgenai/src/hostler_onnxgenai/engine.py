@@ -140,7 +140,7 @@ class OnnxGenaiEngine:
 
     def _learn_costs(self) -> None:
         """Find out what a prompt token and a step take, so that the first requests are shared out rightly, too."""
-        n_tokens = min(32, self._n_ctx - 2)
+        n_tokens = min(32, self._n_ctx - 1)
         prompt = np.arange(n_tokens, dtype=np.int32) % self._vocabulary.n_tokens
         started = time.monotonic()
         self._backend.prefill(0, 0, prompt)
