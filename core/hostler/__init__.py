@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hostler.cli.client import connect, model_path
     from hostler.cli.ondisk import LocalModel, find_model
     from hostler.cli.options import home_option, json_option, print_json, print_table, read_settings, show_bytes, show_seconds
+    from hostler.config import Settings
     from hostler.cores import usable_cores
     from hostler.domain import (
         SEED_RANDOM,
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
         UnsupportedParameter,
     )
     from hostler.hookspecs import hookimpl
-    from hostler.library.gguf import GgufHeader, read_gguf_header
+    from hostler.library.gguf import GgufHeader, GgufTensor, read_gguf_header, read_gguf_tensors
     from hostler.listening import Event, ListenerSpec
     from hostler.mounts import RoutesContext, RoutesSpec
     from hostler.sources.contract import RemoteFile, ResolvedSource, SourceContext, SourceSpec
@@ -78,6 +79,7 @@ _HOME_OF = {
     "hostler.cli.options": (
         "home_option", "json_option", "print_json", "print_table", "read_settings", "show_bytes", "show_seconds",
     ),
+    "hostler.config": ("Settings",),
     "hostler.cores": ("usable_cores",),
     "hostler.domain": (
         "SEED_RANDOM", "FinishReason", "MemoryEstimate", "MemoryUse", "Message", "SamplingParams", "Timings",
@@ -94,7 +96,7 @@ _HOME_OF = {
         "UnsupportedParameter",
     ),
     "hostler.hookspecs": ("hookimpl",),
-    "hostler.library.gguf": ("GgufHeader", "read_gguf_header"),
+    "hostler.library.gguf": ("GgufHeader", "GgufTensor", "read_gguf_header", "read_gguf_tensors"),
     "hostler.listening": ("Event", "ListenerSpec"),
     "hostler.mounts": ("RoutesContext", "RoutesSpec"),
     "hostler.sources.contract": ("RemoteFile", "ResolvedSource", "SourceContext", "SourceSpec"),
@@ -118,12 +120,12 @@ __all__ = [
     "ModelLoadFailed", "ModelNotDownloaded", "ModelNotFound", "QueueFull", "RequestCancelled", "RequestTooLarge",
     "UnsupportedParameter",
     # for commands
-    "LocalModel", "connect", "find_model", "home_option", "json_option", "model_path", "print_json", "print_table",
-    "read_settings", "show_bytes", "show_seconds",
+    "LocalModel", "Settings", "connect", "find_model", "home_option", "json_option", "model_path", "print_json",
+    "print_table", "read_settings", "show_bytes", "show_seconds",
     # for engines
     "Cache", "Pace", "Packing", "choose_cache", "common_prefix", "share_out", "usable_cores",
     # files
-    "GgufHeader", "read_gguf_header",
+    "GgufHeader", "GgufTensor", "read_gguf_header", "read_gguf_tensors",
     "__version__",
 ]  # fmt: skip
 

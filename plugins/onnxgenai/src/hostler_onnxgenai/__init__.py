@@ -5,8 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hostler import EngineSettings, EngineSpec, MemoryEstimate, hookimpl
+
+if TYPE_CHECKING:
+    import click
 
 __version__ = "0.1.0"
 HOSTLER_API = 1
@@ -51,3 +55,11 @@ def register_engines() -> Iterable[EngineSpec]:
             version=__version__,
         )
     ]
+
+
+@hookimpl
+def register_commands(cli: click.Group) -> None:
+    """Add `convert`."""
+    from hostler_onnxgenai.convert import convert  # only the command line asks
+
+    cli.add_command(convert)
