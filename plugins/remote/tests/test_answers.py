@@ -42,6 +42,22 @@ def test_a_chat_gives_its_contents_and_its_end() -> None:
     assert (reader.ending().reason, reader.ending().usage) == (FinishReason.LENGTH, Usage(3, 1, 0))
 
 
+def test_an_empty_finish_reason_is_none() -> None:
+    reader = reading()
+
+    assert delta(reader, content="a", finish_reason="") == [b"a"]
+    assert reader.reason is None
+
+
+def test_log_probabilities_with_gaps_do_no_harm() -> None:
+    entries = [{"token": "a", "logprob": None, "bytes": None, "top_logprobs": None}]
+
+    (piece,) = delta(reading(logprobs=0), content="a", logprobs={"content": entries})
+
+    assert isinstance(piece, Piece)
+    assert (piece.logprob.logprob, piece.logprob.top) == (0.0, ())
+
+
 def test_a_refusal_is_what_it_says() -> None:
     assert delta(reading(), refusal="I cannot.") == [b"I cannot."]
 

@@ -397,6 +397,13 @@ def test_a_prompt_beyond_the_context_stays_a_400_with_its_text(upstream: Scripte
     assert len(upstream.got) == 2
 
 
+def test_an_upstream_that_cuts_answers_itself_is_not_asked_twice(upstream: ScriptedUpstream, load: Load) -> None:
+    upstream.manner = refuse(400, "maximum context length is 100 tokens", "context_length_exceeded")
+
+    assert isinstance(failed(load(kind="hostler")), ContextLengthExceeded)
+    assert len(upstream.got) == 1
+
+
 # -- streams that go wrong --------------------------------------------------------------------------------------------
 
 

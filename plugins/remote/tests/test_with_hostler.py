@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from openai import OpenAI
 
@@ -184,6 +187,16 @@ def test_an_upstream_that_fails_in_a_stream_ends_it_with_an_error_and_is_left_at
     assert server.chat("far", "well").status_code == 200
 
 
+def test_a_model_of_itself_is_found_out(tmp_path: Path) -> None:
+    with serving(tmp_path / "home") as server:
+        add_remote(tmp_path / "home", "loop", f"{server.url}/v1", "loop", "--no-check")
+
+        response = server.call("PUT", "/v1/models/loop/start", {})
+
+    assert response.status_code == 500
+    assert "this very server and loop this very model" in response.json()["error"]["message"]
+
+
 # -- cancellation -----------------------------------------------------------------------------------------------------
 
 
@@ -303,3 +316,48 @@ def test_a_wrong_key_is_this_servers_fault_and_not_its_clients(tmp_path: Path, u
     assert response.json()["error"]["code"] == "model_load_failed"
     assert "check the key in the environment variable UPSTREAM_KEY" in response.json()["error"]["message"]
     assert "sk-wrong" not in response.text
+
+
+# -- many at once -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_clients_that_come_and_go_leave_nothing_behind(server: Server, upstream: Server) -> None:
+    """Sixteen clients leave at once, in the middle, or stay to the end; some are cancelled. Afterwards all is as before."""
+    problems: list[str] = []
+
+    def come_and_go(number: int) -> None:
+        choose = random.Random(number)
+        for index in range(12):
+            n_read = choose.choice((0, 1, 5, 10_000))
+            text = f"client {number} says {index} " * 3
+            with server.stream("far", f"[[echo: delay_s=0.002]] {text}") as stream:
+                if n_read == 0:
+                    continue
+                said = ""
+                for count, event in enumerate(stream, start=1):
+                    if "error" in event:
+                        problems.append(json.dumps(event))
+                        break
+                    said += text_of(event)
+                    if count == n_read:
+                        break
+                if stream.is_done and said.strip() != text.strip():
+                    problems.append(f"{said!r} is not {text!r}")
+                elif not text.lstrip().startswith(said.lstrip()):
+                    problems.append(f"{said!r} is no beginning of {text!r}")
+
+    server.chat("far", "warm up")
+    worker = psutil.Process(server.worker_pid("far"))
+    threads = [threading.Thread(target=come_and_go, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert problems == []
+    eventually(lambda: not upstream_requests(upstream), "the end of all upstream")
+    eventually(lambda: not server.requests(), "the end of all here")
+    assert server.model("far")["hostler"]["pid"] == worker.pid
+    assert len(worker.net_connections()) <= 2 * 16 + 8
+    assert server.chat("far", "still here").json()["choices"][0]["message"]["content"] == "still here"

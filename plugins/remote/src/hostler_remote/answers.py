@@ -64,9 +64,9 @@ class _Entry(msgspec.Struct):
     """One token of a chat's `logprobs.content`."""
 
     token: str = ""
-    logprob: float = 0.0
+    logprob: float | None = None
     bytes: list[int] | None = None
-    top_logprobs: list[_Entry] = []
+    top_logprobs: list[_Entry] | None = None
 
 
 class _ChatLogprobs(msgspec.Struct):
@@ -142,7 +142,7 @@ class Reading:
             self._usage = _usage(chunk.usage)
         for choice in (chunk.choices or ())[:1]:
             yield from self._pieces(choice)
-            if choice.finish_reason is not None:
+            if choice.finish_reason:  # some say "" as long as there is none
                 if self._is_thinking:
                     yield END_THINK
                 self.reason = _reason(choice.finish_reason)
@@ -200,8 +200,8 @@ def _joined(text: bytes, entries: list[TokenLogprob]) -> Iterator[Piece]:
 
 
 def _entry(entry: _Entry) -> TokenLogprob:
-    top = tuple(TopLogprob(-1, _bytes(one), one.logprob) for one in entry.top_logprobs)
-    return TokenLogprob(-1, _bytes(entry), entry.logprob, top)
+    top = tuple(TopLogprob(-1, _bytes(one), one.logprob or 0.0) for one in entry.top_logprobs or ())
+    return TokenLogprob(-1, _bytes(entry), entry.logprob or 0.0, top)
 
 
 def _bytes(entry: _Entry) -> bytes:

@@ -18,7 +18,7 @@ import msgspec
 
 from hostler import ContextLengthExceeded, EngineFailed, EngineUnavailable, FinishReason, HostlerError
 from hostler_remote.answers import Ending, Item, Piece, Reading, UpstreamError
-from hostler_remote.dialect import Call
+from hostler_remote.dialect import CUT_MAX_TOKENS, Call
 from hostler_remote.eventloop import LoopThread
 from hostler_remote.events import MAX_EVENT_BYTES, EventReader, TooLong
 from hostler_remote.refusals import refusal, said_of
@@ -117,7 +117,7 @@ class Conversation:
         try:
             return await self._ask(has_limit=True)
         except ContextLengthExceeded:
-            if self._n_pieces:
+            if self._n_pieces or self._upstream.description.kind in CUT_MAX_TOKENS:
                 raise
         # Prompt and max_tokens together may be too much where the prompt alone is not: hostler's promise is to cut the
         # answer to what is left, which is what upstreams do that are not told a limit. If it is the prompt, they say so again.

@@ -39,6 +39,8 @@ NAMES: dict[Kind, dict[str, str]] = {
 """Kind -> what it takes of FURTHER, and the names there."""
 KNOW_TEMPLATES = frozenset({"other", "hostler", "llamacpp", "vllm", "sglang"})
 KNOW_CACHE_PROMPT = frozenset({"other", "hostler", "llamacpp"})
+CUT_MAX_TOKENS = frozenset({"hostler", "llamacpp", "ollama"})
+"""Kinds that cut an answer to what is left of the context instead of refusing it."""
 
 
 class Call(msgspec.Struct, frozen=True):

@@ -72,6 +72,8 @@ class RemoteEngine:
         self._thread, self._upstream = LoopThread("upstream"), upstream
         try:
             found: Found = self._wait(upstream.look(), progress, 0.1)
+            if (found.entry or {}).get("source_url") == Path(files.primary).as_uri():
+                raise ModelLoadFailed(f"{description.url} is this very server and {description.model} this very model")
             n_embd = 0
             self._can_embed = description.embeddings and settings.embedding
             if self._can_embed:
