@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 import falcon
 
 from hostler.api.answers import POLL_S, client_watch
 from hostler.api.body import read_object
-from hostler.api.inference import new_id, open_record
+from hostler.api.inference import name_model, new_id, open_record
 from hostler.api.schema.embeddings import EmbeddingCall, read_embeddings, render_embeddings
 from hostler.domain import EmbedRequest, EmbedResult, Usage
 from hostler.errors import InvalidRequest, RequestCancelled
@@ -38,7 +37,7 @@ class Embeddings:
             record.write(getattr(error, "code", "internal_error"))
             _name_input(error, call)
             raise
-        resp.set_header("x-hostler-model", quote(model, safe="/:@!$&'()*+,;=~ "))
+        name_model(resp, model)
         resp.content_type = falcon.MEDIA_JSON
         resp.data = render_embeddings(result, model, is_base64=call.is_base64)
         record.write("embedded", Usage(result.n_tokens, 0))

@@ -44,6 +44,11 @@ def open_record(req: falcon.Request, generation_id: str, model: str) -> Generati
     return record
 
 
+def name_model(resp: falcon.Response, model_id: str) -> None:
+    """Say in a header which model answers; an id may hold what a header may not."""
+    resp.set_header("x-hostler-model", quote(model_id, safe="/:@!$&'()*+,;=~ "))
+
+
 def answer(
     req: falcon.Request,
     resp: falcon.Response,
@@ -74,7 +79,7 @@ def answer(
     try:
         with _closing_on_error(generate()) as generation:
             record.model = generation.model.manifest.id
-            resp.set_header("x-hostler-model", quote(record.model, safe="/:@!$&'()*+,;=~ "))
+            name_model(resp, record.model)
             if frames is not None:
                 _stream(req, resp, generation, frames(generation), record, n_prompts * n, n, keep_alive_s)
                 return

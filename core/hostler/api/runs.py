@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 import falcon
 import msgspec
@@ -17,6 +16,7 @@ from msgspec import UNSET
 
 from hostler.api.answers import KEEP_ALIVE_S, POLL_S, client_watch
 from hostler.api.body import read_object
+from hostler.api.inference import name_model
 from hostler.api.runframes import RunStream
 from hostler.api.schema.paging import read_page
 from hostler.api.schema.runs import check_tool_outputs, read_run, read_run_changes, read_thread_run
@@ -24,7 +24,6 @@ from hostler.api.schema.threads import ThreadCall
 from hostler.api.sse import CONTENT_TYPE
 from hostler.api.threads import entries_of
 from hostler.errors import RequestCancelled, UnsupportedParameter
-from hostler.records.objects import Run
 from hostler.runplan import NewThread
 
 if TYPE_CHECKING:
@@ -131,7 +130,7 @@ class Runs:
         while (run := live.wait_recorded(POLL_S)) is None:
             if is_client_gone():  # its thread may serve others; the run goes on
                 raise RequestCancelled("The client has left")
-        _name_model(resp, run)
+        name_model(resp, run.model)
         resp.data = msgspec.json.encode(run)
 
     def _stream(self, req: falcon.Request, resp: falcon.Response, begin: Callable[[bool], LiveRun]) -> None:
@@ -146,12 +145,8 @@ class Runs:
             )
         run = stream.start()
         if run is not None:
-            _name_model(resp, run)
+            name_model(resp, run.model)
         resp.content_type = CONTENT_TYPE
         resp.set_header("cache-control", "no-cache")
         resp.set_header("x-accel-buffering", "no")
         resp.stream = stream
-
-
-def _name_model(resp: falcon.Response, run: Run) -> None:
-    resp.set_header("x-hostler-model", quote(run.model, safe="/:@!$&'()*+,;=~ "))
