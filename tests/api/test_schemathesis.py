@@ -50,7 +50,7 @@ UNSEEN = re.compile(
     r"|invalid_value (createCompletion|createEmbedding) (prompt|input)\S*"  # empty, without a BOS; a token the model has not
     r"|invalid_value \w+ logit_bias"  # a token the model has not
     r"|invalid_value createChatCompletion messages\[\d+\]\.role"  # the model's template has no place for tools
-    r"|invalid_value (createRun|createThreadAndRun) messages"  # nothing was said yet, by anybody
+    r"|invalid_value (createChatCompletion|createRun|createThreadAndRun) messages"  # nothing was said yet, by anybody
     r"|\S+ \w+ (after|before)"  # an id, but none of this list's
     r"|\S+ createWebhook (secret|None)"  # base64 behind whsec_, no blank at an end; there are too many already
     r"|\S+ ModelsController_importModel (model|modelPath)"  # a path that is here, a new id
