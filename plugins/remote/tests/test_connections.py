@@ -7,19 +7,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from hostler import ModelLoadFailed
 
 from .conftest import Load
 from .scripted import ScriptedUpstream
 
-PEM = Path(__file__).with_name("localhost.pem")
-"""A key and a certificate for localhost that signs itself, from 2020 to 2120; it guards nothing."""
+
+@pytest.fixture(scope="module")
+def ca_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The certificate of an authority that nobody knows; beside it, in `server.pem`, what it vouches for."""
+    authority, folder = trustme.CA(), tmp_path_factory.mktemp("tls")
+    authority.issue_cert("localhost", "127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(folder / "server.pem"))
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    return folder / "ca.pem"
 
 
 @pytest.fixture
-def encrypted() -> Iterator[ScriptedUpstream]:
-    with ScriptedUpstream(tls=PEM) as upstream:
+def encrypted(ca_file: Path) -> Iterator[ScriptedUpstream]:
+    with ScriptedUpstream(tls=ca_file.with_name("server.pem")) as upstream:
         yield upstream
 
 
@@ -30,16 +37,16 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(encrypted: ScriptedUps
     assert encrypted.got == []
 
 
-def test_a_certificate_for_another_host_is_refused_although_it_is_trusted(load: Load) -> None:
+def test_a_certificate_for_another_host_is_refused_although_it_is_trusted(load: Load, ca_file: Path) -> None:
     with (
-        ScriptedUpstream(host="127.0.0.2", tls=PEM) as other,
+        ScriptedUpstream(host="127.0.0.2", tls=ca_file.with_name("server.pem")) as other,
         pytest.raises(ModelLoadFailed, match=r"CERTIFICATE_VERIFY_FAILED.*IP address mismatch"),
     ):
-        load(url=other.url, ca_file=str(PEM))
+        load(url=other.url, ca_file=str(ca_file))
 
 
-def test_a_certificate_of_ones_own_is_trusted_by_ca_file(encrypted: ScriptedUpstream, load: Load) -> None:
-    assert load(url=encrypted.url, ca_file=str(PEM)).ask().text == "Hello there."
+def test_a_certificate_of_ones_own_is_trusted_by_ca_file(encrypted: ScriptedUpstream, load: Load, ca_file: Path) -> None:
+    assert load(url=encrypted.url, ca_file=str(ca_file)).ask().text == "Hello there."
 
 
 def test_a_ca_file_that_is_none_stops_the_start(encrypted: ScriptedUpstream, load: Load, tmp_path: Path) -> None:
