@@ -26,16 +26,16 @@ FLOORS = {
     # 1, native and storage
     "_native": 1, "hardware": 1, "ring": 1, "modelcache": 1, "installed": 1, "library": 1, "records": 1,
     # 2, plugin contracts, and what is made of them
-    "batching": 2, "journal": 2, "listening": 2, "mounts": 2,
+    "batching": 2, "journal": 2, "listening": 2, "mounts": 2, "pluginview": 2, "trial": 2,
     "engine": 2, "hookspecs": 2, "sources": 2, "plugins": 2, "prompt": 2, "testing": 2, "text": 2,
     "library.fetch": 2, "library.pulls": 2, "library.store": 2, "library.transfer": 2,
     # 3, worker process
     "worker": 3,
     # 4, scheduling
     "runs": 4, "liverun": 4, "runplan": 4, "context": 4,
-    "listeners": 4,
-    "scheduler": 4, "ledger": 4, "events": 4, "runtime": 4, "placement": 4, "hosted": 4, "generation": 4, "views": 4, "weights": 4,
-    "request": 4, "embedding": 4,
+    "listeners": 4, "reloading": 4,
+    "scheduler": 4, "ledger": 4, "events": 4, "runtime": 4, "placement": 4, "hosted": 4, "generation": 4, "views": 4,
+    "weights": 4, "request": 4, "embedding": 4,
     "signedpost": 4, "delivery": 4, "webhooks": 4,
     # 5, API
     "api": 5,

@@ -88,7 +88,12 @@ def test_each_section_says_what_a_plugin_author_asks(hook: ast.FunctionDef) -> N
 
 @pytest.mark.parametrize(
     ("hook", "spec"),
-    [("register_engines", EngineSpec), ("register_sources", SourceSpec), ("register_routes", RoutesSpec), ("register_events", ListenerSpec)],
+    [
+        ("register_engines", EngineSpec),
+        ("register_sources", SourceSpec),
+        ("register_routes", RoutesSpec),
+        ("register_events", ListenerSpec),
+    ],
 )
 def test_each_field_of_an_answer_is_documented(hook: str, spec: type[msgspec.Struct]) -> None:
     assert re.findall(r"^\| `(\w+)` \|", section_of(hook), re.MULTILINE) == list(spec.__struct_fields__)

@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -28,7 +28,20 @@ from hostler.errors import ConfigError, StorageUnavailable
 ENTRY_POINT_GROUP = "hostler"
 CHOICES_FILE = "plugins.json"
 _STARTED = time.time()
+_CLOCK_LAG_S = 0.05
+"""File systems stamp with a clock that may be a few milliseconds late."""
 _DECLARATION = re.compile(r"^HOSTLER_API\s*(?::\s*\w+\s*)?=\s*(\d+)\s*(?:#.*)?$", re.MULTILINE)
+
+
+class Stamp(NamedTuple):
+    """How a plugin lay on the disk."""
+
+    target: str
+    distribution: str
+    version: str
+    record: str
+    at: float
+    """Unix seconds; what is newer has changed since."""
 
 
 class InstalledPlugin:
@@ -74,20 +87,28 @@ class InstalledPlugin:
         match = _DECLARATION.search(source)
         return int(match[1]) if match else None
 
-    def fingerprint(self) -> str:
-        """Changes when the package is installed anew, and when a module of it that was imported here is edited."""
-        from hashlib import sha256  # late, as below: no command but a server needs it
+    def stamp(self) -> Stamp:
+        """How it lies on the disk now; also reads what is asked for later, when its package may be gone."""
+        return Stamp(self.target, self.distribution, self.version, self._record(), time.time() - _CLOCK_LAG_S)
 
-        parts = [self.target, self.distribution, self.version]
-        if self._entry.dist is not None:
-            parts.append(self._entry.dist.read_text("RECORD") or "")  # of a wheel: the hash of every file
+    def has_changed(self, since: Stamp) -> bool:
+        """Whether its package was installed anew, or one of its modules that were imported here was edited."""
+        if self.stamp()._replace(at=since.at) != since:
+            return True
         for module in self._modules():
             try:
                 status = os.stat(module.__file__ or "")
             except (OSError, AttributeError):
-                continue
-            parts += [module.__name__, str(status.st_mtime_ns), str(status.st_size)]
-        return sha256("\0".join(parts).encode()).hexdigest()
+                return True
+            if max(status.st_mtime, status.st_ctime) > since.at:
+                return True
+        return False
+
+    def _record(self) -> str:
+        from hashlib import sha256  # late: no command but a server needs it
+
+        record = self._entry.dist.read_text("RECORD") if self._entry.dist is not None else ""
+        return sha256((record or "").encode()).hexdigest()  # of a wheel: with the hash of every file
 
     def forget(self) -> None:
         """Take its modules out of this process, so that the next import reads them from the disk."""

@@ -16,7 +16,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -97,12 +97,14 @@ class _Loaded:
 class Plugins:
     """All plugins of this process. Made by one thread, then only read, by any."""
 
-    def __init__(self, disabled: Collection[str] = ()) -> None:
+    def __init__(self, disabled: Collection[str] = (), before_each: Callable[[str], None] | None = None) -> None:
         """Load nothing yet.
 
         Args:
             disabled: Names to leave out.
+            before_each: Called with a plugin's name before anything of an installed one is run.
         """
+        self._before_each = before_each or _say_nothing
         self.manager = pluggy.PluginManager("hostler")
         self.manager.add_hookspecs(hookspecs)
         self.problems: list[PluginProblem] = []
@@ -142,7 +144,7 @@ class Plugins:
             refused: Name -> why it must not be imported.
         """
         wanted = self._wanted(find_installed())
-        calls = [partial(_import, plugin, kept or {}, refused or {}) for plugin in wanted]
+        calls = [partial(self._import, plugin, kept or {}, refused or {}) for plugin in wanted]
         for plugin, outcome in zip(wanted, call_each(calls), strict=True):
             if isinstance(outcome, _Loaded) and self._fits(plugin, outcome.plugin):
                 self.loaded[plugin.name] = outcome.plugin
@@ -153,6 +155,19 @@ class Plugins:
             if isinstance(outcome, BaseException):
                 self._report_import(plugin, outcome)
             self.left_out.append(PluginInfo(plugin.name, plugin.target, state="failed", installed=plugin))
+
+    def _import(self, plugin: InstalledPlugin, kept: Mapping[str, Any], refused: Mapping[str, str]) -> _Loaded:
+        if plugin.name in refused:
+            raise _Refused(refused[plugin.name])
+        if plugin.name in kept:
+            return _Loaded(kept[plugin.name])
+        self._before_each(plugin.name)
+        known, started = set(sys.modules), time.perf_counter()
+        loaded = plugin.load()
+        import_s = time.perf_counter() - started
+        packages = {name.partition(".")[0] for name in set(sys.modules) - known}
+        own = {"hostler", plugin.target.partition(":")[0].partition(".")[0]}
+        return _Loaded(loaded, import_s, tuple(sorted(packages - own - sys.stdlib_module_names)))
 
     def _wanted(self, found: Sequence[InstalledPlugin]) -> list[InstalledPlugin]:
         only = os.environ.get("HOSTLER_LOAD_PLUGINS")
@@ -344,7 +359,7 @@ class Plugins:
         # One call per plugin instead of pluggy's multicall, so that one that raises costs only its own answer.
         found: list[tuple[str, _Spec]] = []
         implementations = self._implementations(hook)
-        calls = [partial(_answers_of, implementation) for implementation in implementations]
+        calls = [partial(self._answers_of, implementation) for implementation in implementations]
         for implementation, outcome in zip(implementations, call_each(calls), strict=True):
             name = implementation.plugin_name
             if isinstance(outcome, BaseException):
@@ -356,6 +371,14 @@ class Plugins:
                 else:
                     self._report(name, f"{hook} gave {item!r}, which is no {expected.__name__}")
         return found
+
+    def _answers_of(self, implementation: pluggy.HookImpl) -> list[Any]:
+        if implementation.plugin_name in self.loaded:
+            self._before_each(implementation.plugin_name)
+        answer = implementation.function()
+        if answer is None:
+            return []
+        return list(answer) if isinstance(answer, Iterable) and not isinstance(answer, str) else [answer]
 
     def _report_hook(self, plugin: str, hook: str, error: BaseException) -> None:
         if isinstance(error, TookTooLong):
@@ -392,23 +415,27 @@ def get_plugins(home: Path | None = None) -> Plugins:
 
 
 def load_plugins(
-    home: Path | None, *, kept: Mapping[str, Any] | None = None, refused: Mapping[str, str] | None = None
+    home: Path | None,
+    *,
+    kept: Mapping[str, Any] | None = None,
+    refused: Mapping[str, str] | None = None,
+    before_each: Callable[[str], None] | None = None,
 ) -> Plugins:
-    """As `get_plugins`; with the arguments of `load_installed`."""
-    plugins = without_disabled(home)
+    """As `get_plugins`; with the arguments of Plugins and of `load_installed`."""
+    plugins = without_disabled(home, before_each)
     plugins.load_builtin()
     plugins.load_installed(kept=kept, refused=refused)
     _ = plugins.engines, plugins.sources, plugins.routes, plugins.listeners  # so that `problems` is complete
     return plugins
 
 
-def without_disabled(home: Path | None) -> Plugins:
+def without_disabled(home: Path | None, before_each: Callable[[str], None] | None = None) -> Plugins:
     """An empty manager that will leave out what this home has disabled. A file of choices that cannot be read is a problem
     to show; it leaves out nothing."""
     try:
-        return Plugins(read_disabled(home) if home is not None else ())
+        return Plugins(read_disabled(home) if home is not None else (), before_each)
     except ConfigError as error:
-        plugins = Plugins()
+        plugins = Plugins((), before_each)
         plugins.problems.append(PluginProblem(CHOICES_FILE, error.message))
         return plugins
 
@@ -417,24 +444,8 @@ class _Refused(Exception):
     """A plugin that is not to be imported; the text is the reason."""
 
 
-def _import(plugin: InstalledPlugin, kept: Mapping[str, Any], refused: Mapping[str, str]) -> _Loaded:
-    if plugin.name in refused:
-        raise _Refused(refused[plugin.name])
-    if plugin.name in kept:
-        return _Loaded(kept[plugin.name])
-    known, started = set(sys.modules), time.perf_counter()
-    loaded = plugin.load()
-    import_s = time.perf_counter() - started
-    packages = {name.partition(".")[0] for name in set(sys.modules) - known}
-    own = {"hostler", plugin.target.partition(":")[0].partition(".")[0]}
-    return _Loaded(loaded, import_s, tuple(sorted(packages - own - sys.stdlib_module_names)))
-
-
-def _answers_of(implementation: pluggy.HookImpl) -> list[Any]:
-    answer = implementation.function()
-    if answer is None:
-        return []
-    return list(answer) if isinstance(answer, Iterable) and not isinstance(answer, str) else [answer]
+def _say_nothing(plugin: str) -> None:
+    del plugin
 
 
 def _draft_of(cli: click.Group) -> click.Group:

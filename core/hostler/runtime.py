@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,6 +47,7 @@ from hostler.modelcache import ModelCache
 from hostler.placement import Placement, Plan
 from hostler.plugins import Plugins
 from hostler.records.store import Records
+from hostler.reloading import Reloaded, Reloading
 from hostler.request import RESUBMITS, HostedRequest
 from hostler.runs import Runs
 from hostler.scheduler import RequestBudget, Ticket
@@ -91,14 +92,14 @@ class Runtime:
         self._sources_context = SourceContext(
             proxy=settings.proxy or None,
             huggingface_token=settings.huggingface_token or None,
-            devices=plugins.devices,
+            devices=lambda: self.plugins.devices(),
         )
         self.library = Library(
             settings.home,
             plugins.sources,
             context=self._sources_context,
             is_file_allowed=settings.allow_file_sources,
-            formats={model_format for spec in plugins.engines.values() for model_format in spec.formats},
+            formats=_formats_of(plugins),
             tell=self._library_changed,
         )
         self.records = Records(settings.home, settings.database, default_model=settings.default_model)
@@ -121,11 +122,12 @@ class Runtime:
         self._lock = threading.Lock()  # protects _hosted and _requests
         self._hosted: dict[str, HostedModel] = {}
         self._requests: dict[str, HostedRequest] = {}
-        self._placement = Placement(settings, self.ledger, self._all_hosted, self._stop_idle)
+        self._placement = Placement(settings, self.ledger, self.hosted_models, self._stop_idle)
         self._closing = threading.Event()
         self.is_ready = True
         """False while draining: /readyz answers 503 then."""
         self.runs = Runs(self)
+        self.reloading = Reloading(self)
         typeinfo.build()  # from here on there are threads
         if settings.keep_alive_s > 0:
             threading.Thread(target=self._reap, name="keep-alive", daemon=True).start()
@@ -259,6 +261,23 @@ class Runtime:
     def cancel_pull(self, model_id: str) -> bool:
         """Stop a running download and remove what arrived. False: none was running."""
         return self.library.cancel_pull(model_id)
+
+    # -- plugins ----------------------------------------------------------------------------------------------------
+
+    def reload_plugins(self) -> Reloaded:
+        """See what was installed and removed since; models go on running, save those whose engine is gone."""
+        self._refuse_when_closing()
+        return self.reloading.reload()
+
+    def use_plugins(self, plugins: Plugins, changed: Collection[str]) -> None:
+        """Use these from now on.
+
+        Args:
+            changed: Those of them that were loaded anew.
+        """
+        self.plugins = plugins
+        self.library.use(plugins.sources, _formats_of(plugins))
+        self.listeners.use(plugins.listeners, changed)
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
@@ -594,10 +613,11 @@ class Runtime:
         files = self.library.files(manifest.id)
         spec = self._engine_of(entry)
         if spec is None:
-            raise ModelLoadFailed(
-                f"No installed engine runs {manifest.id}, whose format is {manifest.format!r}; install a plugin that does, "
-                f"such as `pip install hostler-llamacpp` for gguf (`hostler plugins` lists what is installed)"
+            why = self.reloading.explain(manifest.engine_format) or (
+                "install a plugin that does, such as `pip install hostler-llamacpp` for gguf (`hostler plugins` lists what is "
+                "installed)"
             )
+            raise ModelLoadFailed(f"No installed engine runs {manifest.id}, whose format is {manifest.format!r}: {why}")
         settings = settings_with_defaults({**manifest.settings, **overrides})
         limit = self._context_limit(spec, files, entry)
         is_auto = settings["ctx_len"] == AUTO
@@ -639,14 +659,15 @@ class Runtime:
     def _stop_idle(self, hosted: HostedModel) -> bool:
         return self._stop(hosted, only_if_idle=True)
 
-    def _all_hosted(self) -> list[HostedModel]:
+    def hosted_models(self) -> list[HostedModel]:
+        """Every model that was started at least once, or is about to be."""
         with self._lock:
             return list(self._hosted.values())
 
     def _reap(self) -> None:
         keep_alive_s = self.settings.keep_alive_s
         while not self._closing.wait(min(REAP_PERIOD_S, keep_alive_s / 2)):
-            for hosted in self._all_hosted():
+            for hosted in self.hosted_models():
                 if hosted.is_idle and hosted.clock() - hosted.last_used > keep_alive_s:
                     log.info("%s was idle for %g s (keep_alive_s) and is stopped", hosted.id, keep_alive_s)
                     self._stop_idle(hosted)
@@ -711,6 +732,10 @@ def _pull_view(job: PullJob) -> PullView:
         elapsed_s=progress.elapsed_s,
         error=progress.error,
     )
+
+
+def _formats_of(plugins: Plugins) -> set[str]:
+    return {model_format for spec in plugins.engines.values() for model_format in spec.formats}
 
 
 def _quarter_of_memory() -> int:

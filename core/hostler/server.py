@@ -100,6 +100,7 @@ def _serve(settings: Settings, sockets: list[socket.socket], stop: _StopSignals,
         runtime.records.check()
         runtime.webhooks.start()
         runtime.listeners.start(plugins.listeners)
+        runtime.reloading.start()
         http = HttpServer(create_app(runtime, settings, cli_token=token), sockets, settings)
         http.start()
         url, port = url_of(sockets), sockets[0].getsockname()[1]

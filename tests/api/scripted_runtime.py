@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -26,6 +27,7 @@ from hostler.domain import (
 from hostler.errors import ModelNotDownloaded, ModelNotFound, QueueFull, RequestCancelled, RequestNotFound
 from hostler.library.manifest import Manifest, ModelFile
 from hostler.plugins import get_plugins
+from hostler.reloading import Reloaded
 from hostler.runs import Runs
 from hostler.views import ModelChanges, ModelView, PullRequest, PullView, RequestView
 from hostler.worker.wire import PromptSize
@@ -190,6 +192,7 @@ class ScriptedRuntime:
         """Real ones, where a test gives it some: what is kept needs no script."""
         self.events: Any = None
         self.webhooks: Any = None
+        self.listeners: Any = SimpleNamespace(views=list)
         self.settings: Any = None
         self.runs = Runs(self)  # type: ignore[arg-type]
         """Real ones, too: what they generate and count is scripted."""
@@ -213,6 +216,11 @@ class ScriptedRuntime:
             if reference in (one.manifest.id, one.manifest.source_url, *one.manifest.aliases):
                 return one
         raise ModelNotFound(f"The model {reference} does not exist")
+
+    def reload_plugins(self) -> Reloaded:
+        self._maybe_raise()
+        self.calls.append(("reload",))
+        return Reloaded(["red"], [], [], ["phi"], [], [])
 
     def start_model(self, reference: str, overrides: dict[str, Any] | None = None, *, is_waiting: bool = True) -> ModelView:
         found = self.model(reference)

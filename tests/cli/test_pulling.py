@@ -49,6 +49,13 @@ def quick(monkeypatch):
     monkeypatch.setattr(pulling, "POLL_S", 0.0)
 
 
+def test_a_download_that_failed_before_it_was_looked_at_is_told_with_its_reason():
+    client = ScriptedClient({"id": "m", "state": "not_downloaded"}, [report("error", 0) | {"error": "no such file"}])
+
+    with pytest.raises(click.ClickException, match="no such file"):
+        pull(client, "file:/lost.gguf", None)
+
+
 def test_json_lines_tell_every_step_once_and_the_end(capsys):
     client = ScriptedClient(DOWNLOADING, [report("downloading", 10), report("downloading", 10), report("end", 100)])
 

@@ -505,3 +505,28 @@ def test_a_model_folder_without_a_sound_configuration_is_refused(library, hub):
 
     with pytest.raises(InvalidModelFile, match=r"genai_config\.json is not valid JSON"):
         job.result()
+
+
+def test_a_file_source_may_name_a_file_of_a_format_that_an_engine_takes(open_library, tmp_path):
+    path = tmp_path / "outside" / "proverbs.bigram"
+    path.parent.mkdir()
+    path.write_text("Birds of a feather")
+
+    entry = pulled(open_library(formats={"bigram"}), path.as_uri(), is_from_cli=True)
+
+    assert (entry.manifest.format, [file.path for file in entry.manifest.files]) == ("bigram", [str(path)])
+
+
+def test_other_engines_bring_other_formats_and_sources(open_library, tmp_path, sources):
+    path = tmp_path / "outside" / "proverbs.bigram"
+    path.parent.mkdir()
+    path.write_text("Birds of a feather")
+    library = open_library()
+    with pytest.raises(InvalidModelFile):
+        library.import_path(path)
+
+    library.use({}, {"bigram"})
+
+    assert library.import_path(path).manifest.format == "bigram"
+    with pytest.raises(InvalidRequest, match="No installed source"):
+        library.pull("file:/lost.gguf", is_from_cli=True)

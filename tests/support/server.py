@@ -46,11 +46,15 @@ def hostler_environment(**more: str) -> dict[str, str]:
 
 
 def run_hostler(
-    home: Path, *arguments: str, given: str | None = None, environment: dict[str, str] | None = None
+    home: Path,
+    *arguments: str,
+    given: str | None = None,
+    environment: dict[str, str] | None = None,
+    python: str = sys.executable,
 ) -> subprocess.CompletedProcess[str]:
     """Run one command of the CLI to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "hostler", "--home", str(home), *arguments],
+        [python, "-m", "hostler", "--home", str(home), *arguments],
         capture_output=True,
         text=True,
         input=given,
@@ -64,8 +68,11 @@ def run_hostler(
 class Server:
     """One `hostler serve`; start and stop belong to one thread, requests to any."""
 
-    def __init__(self, home: Path, *flags: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, home: Path, *flags: str, environment: dict[str, str] | None = None, python: str = sys.executable
+    ) -> None:
         self.home = home
+        self.python = python
         self.flags = flags
         self.environment = environment or {}
         self.errors = home.with_name(home.name + ".stderr")
@@ -77,7 +84,7 @@ class Server:
 
     def start(self) -> Server:
         """Start it and wait until it has printed its URL."""
-        command = [sys.executable, "-m", "hostler", "serve", "--port", "0", "--home", str(self.home), *self.flags]
+        command = [self.python, "-m", "hostler", "serve", "--port", "0", "--home", str(self.home), *self.flags]
         with self.errors.open("ab") as errors:
             self.process = subprocess.Popen(
                 command,
@@ -243,9 +250,11 @@ def is_alive(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def serving(home: Path, *flags: str, environment: dict[str, str] | None = None) -> Iterator[Server]:
+def serving(
+    home: Path, *flags: str, environment: dict[str, str] | None = None, python: str = sys.executable
+) -> Iterator[Server]:
     """A server for the length of a block; what goes wrong inside is shown together with its log."""
-    server = Server(home, *flags, environment=environment)
+    server = Server(home, *flags, environment=environment, python=python)
     try:
         yield server.start()
     except BaseException as error:

@@ -28,6 +28,7 @@ from hostler.api.machine import Machine
 from hostler.api.messages import Messages
 from hostler.api.models import Models
 from hostler.api.operation import Operation
+from hostler.api.plugins import Plugins
 from hostler.api.records import RecordImports
 from hostler.api.requests import Requests
 from hostler.api.runs import Runs
@@ -58,6 +59,7 @@ def make_routes(runtime: Runtime, settings: Settings, keep_alive_s: float = KEEP
     embeddings = Embeddings(runtime)
     health, models, requests = Health(runtime), Models(runtime, settings), Requests(runtime)
     machine, docs = Machine(runtime, settings), Docs(needs_key=bool(settings.api_key))
+    plugins = Plugins(runtime)
     threads, messages, assistants = Threads(runtime), Messages(runtime), Assistants(runtime)
     files, runs = Files(runtime, settings), Runs(runtime, keep_alive_s)
     webhooks, events = Webhooks(runtime), Events(runtime, keep_alive_s)
@@ -176,6 +178,9 @@ def make_routes(runtime: Runtime, settings: Settings, keep_alive_s: float = KEEP
         Route("DELETE", "/v1/webhooks/{webhook_id}", webhooks.delete, event.DELETE_WEBHOOK),
         Route("POST", "/v1/webhooks/{webhook_id}/test", webhooks.test, event.TEST_WEBHOOK),
         Route("GET", "/v1/events", events.stream, event.STREAM_EVENTS),
+        # -- plugins
+        Route("GET", "/v1/plugins", plugins.list_all, server.LIST_PLUGINS),
+        Route("POST", "/v1/plugins/reload", plugins.reload, server.RELOAD_PLUGINS),
         # -- engines, hardware, configuration, system
         Route("GET", "/v1/engines", machine.engines, server.LIST_ENGINES),
         Route("POST", "/v1/engines", None, server.ADD_ENGINE),

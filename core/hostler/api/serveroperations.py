@@ -7,6 +7,7 @@ than what they would be.
 from __future__ import annotations
 
 from hostler.api.operation import Operation
+from hostler.api.plugins import PluginAnswer
 from hostler.api.schema.chat import ChatBody
 from hostler.api.schema.completions import CompletionBody
 from hostler.api.schema.embeddings import EmbeddingBody, EmbeddingList
@@ -19,10 +20,11 @@ from hostler.api.schema.server_answers import (
     RequestCancelled,
     RequestItem,
 )
-from hostler.api.tags import CHAT, COMPLETIONS, EMBEDDINGS, ENGINES, EVENTS, HARDWARE, REQUESTS, RESPONSES, SERVER
+from hostler.api.tags import CHAT, COMPLETIONS, EMBEDDINGS, ENGINES, EVENTS, HARDWARE, PLUGINS, REQUESTS, RESPONSES, SERVER
 from hostler.hardware import Hardware
 from hostler.library.fields import PARAMETERS
 from hostler.records.objects import Page
+from hostler.reloading import Reloaded
 
 INFERENCE = (404, 409, 429, 499, 503, 504, 507)
 STREAMED = ("application/json", "text/event-stream")
@@ -90,5 +92,9 @@ GET_DOCUMENT = Operation("getOpenApi", SERVER, "This document")
 LIST_ENGINES = Operation("listEngines", ENGINES, "List the installed engines", answer=Page[EngineAnswer], statuses=(503,))
 GET_ENGINE = Operation(
     "EnginesController_listInstalledEngines", ENGINES, "Get an installed engine", answer=EngineAnswer, statuses=(503,)
+)
+LIST_PLUGINS = Operation("listPlugins", PLUGINS, "List the plugins and how they fare", answer=Page[PluginAnswer])
+RELOAD_PLUGINS = Operation(
+    "reloadPlugins", PLUGINS, "See what was installed and removed since", answer=Reloaded, statuses=(429, 503)
 )
 GET_HARDWARE = Operation("getHardware", HARDWARE, "What this machine has", answer=Hardware, statuses=(429,))

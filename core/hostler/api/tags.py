@@ -16,6 +16,7 @@ RECORDS = "Records"
 REQUESTS = "Requests"
 WEBHOOKS = "Webhooks"
 EVENTS = "Events"
+PLUGINS = "Plugins"
 ENGINES = "Engines"
 HARDWARE = "Hardware"
 SERVER = "Server"
@@ -40,6 +41,7 @@ TAG_GROUPS: dict[str, dict[str, str]] = {
         REQUESTS: "What is being generated now.",
         WEBHOOKS: "Who is told of what happens.",
         EVENTS: "What happens, as a stream.",
+        PLUGINS: "What brings engines, model sources and more.",
         ENGINES: "What runs the models.",
         HARDWARE: "What this machine has.",
         SERVER: "The server itself.",

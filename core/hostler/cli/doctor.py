@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 PROBE_TIMEOUT_S = 60.0
 """Importing an engine's library from a cold disk takes seconds; a hung driver takes for ever."""
 
+SLOW_LISTENER_S = 10.0
+"""At one event."""
+
 SLOW_IMPORT_S = 0.3
 """An import of a plugin that is worth a word: some thirty times what one should take, so that a cold disk is no reason."""
 
@@ -72,6 +75,7 @@ def examine() -> Iterator[Finding]:
     engines = list(plugins.engines.values())
     yield from check_library(home, plugins)
     yield from check_plugins(plugins)
+    yield from check_plugins_of_server(home, plugins)
     for engine in engines:
         yield probe_engine(engine, home=home)
 
@@ -179,6 +183,36 @@ def check_plugins(plugins: Plugins) -> Iterator[Finding]:
         yield Finding("plugins", "ok", ", ".join(info.name for info in plugins.infos))
     else:
         yield Finding("plugins", "failed", "no engine is installed, so no model can run; try: pip install hostler-llamacpp")
+
+
+def check_plugins_of_server(home: Path, plugins: Plugins) -> Iterator[Finding]:
+    """What a server that runs has of plugins that this process has not, and how its listeners fare."""
+    from hostler.cli.client import connect_to
+    from hostler.home import find_server
+    from hostler.pluginview import describe
+
+    address = find_server(home)
+    if address is None:
+        return
+    try:
+        with connect_to(address) as client:
+            rows = client.http.get("/v1/plugins", timeout=10.0).json()["data"]
+    except Exception:  # noqa: BLE001 - check_server has said what is wrong
+        return
+    theirs = {row["name"]: (row["version"], row["state"] == "disabled") for row in rows}
+    ours = {view.name: (view.version, view.state == "disabled") for view in describe(plugins)}
+    others = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+    if others:
+        text = f"{', '.join(others)} changed since it was started; try: hostler plugins reload"
+        yield Finding("plugins of the server", "warning", text)
+    for row in rows:
+        for listener in row["listeners"]:
+            if listener["last_error"]:
+                text = f"{listener['listener']} failed {listener['n_failed']} times: {listener['last_error']}"
+                yield Finding(f"plugin {row['name']}", "warning", text)
+            if (listener["busy_s"] or 0) > SLOW_LISTENER_S:
+                text = f"{listener['listener']} has been at one event for {listener['busy_s']:.0f} s"
+                yield Finding(f"plugin {row['name']}", "warning", text)
 
 
 def probe_engine(engine: EngineSpec, timeout_s: float = PROBE_TIMEOUT_S, *, home: Path | None = None) -> Finding:

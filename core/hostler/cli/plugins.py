@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from hostler.cli.options import OrderedGroup, chosen_home, home_option, json_option, print_json, print_table
+from hostler.cli.options import (
+    OrderedGroup,
+    chosen_home,
+    home_option,
+    json_option,
+    print_json,
+    print_table,
+    read_settings,
+)
 from hostler.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from hostler.cli.plugincheck import Result
-    from hostler.plugins import PluginInfo, Plugins
+    from hostler.pluginview import PluginView
 
 SHOWN_S = 1.0
 """A check that took so long is shown with its time."""
@@ -40,6 +48,7 @@ def list_(is_json: bool) -> None:
 def show(is_json: bool) -> None:
     """Print all plugins; problems go to standard error."""
     from hostler.plugins import get_plugins
+    from hostler.pluginview import describe
 
     found = get_plugins(_home())
     rows = describe(found)
@@ -49,46 +58,18 @@ def show(is_json: bool) -> None:
         return
     print_table(
         ["NAME", "VERSION", "PACKAGE", "STATE", "BRINGS"],
-        [[row["name"], row["version"] or "-", row["distribution"] or "-", row["state"], brings(row)] for row in rows],
+        [[row.name, row.version or "-", row.distribution or "-", row.state, brings(row)] for row in rows],
     )
     for problem in found.problems:
         click.echo(f"problem: {problem.message}", err=True)
 
 
-def describe(found: Plugins) -> list[dict[str, Any]]:
-    """One row a plugin: who it is, how it fares, and what it brings that no other had brought before."""
-    return [_row(found, info) for info in [*found.infos, *found.left_out]]
-
-
-def _row(found: Plugins, info: PluginInfo) -> dict[str, Any]:
-    from hostler import __version__
-
-    state = info.state
-    if state == "loaded":
-        state = "problem" if any(problem.plugin == info.name for problem in found.problems) else "ok"
-    return {
-        "name": info.name,
-        "version": __version__ if info.is_builtin else info.version,
-        "distribution": "hostler" if info.is_builtin else info.distribution,
-        "module": info.module,
-        "is_builtin": info.is_builtin,
-        "state": state,
-        "engines": [
-            {"name": engine.name, "formats": list(engine.formats), "version": engine.version}
-            for engine in found.engines_of(info.name)
-        ],
-        "sources": [source.scheme for source in found.sources_of(info.name)],
-        "routes": [routes.prefix for routes in found.routes_of(info.name)],
-        "events": sorted({glob for listener in found.listeners_of(info.name) for glob in listener.events}),
-    }
-
-
-def brings(row: dict[str, Any]) -> str:
-    """What a row's plugin brings, in words."""
-    parts = [f"engine {engine['name']} ({', '.join(engine['formats'])})" for engine in row["engines"]]
-    parts += [f"source {scheme}:" for scheme in row["sources"]]
-    parts += [f"routes {prefix}" for prefix in row["routes"]]
-    parts += [f"listener to {glob}" for glob in row["events"]]
+def brings(row: PluginView) -> str:
+    """What a plugin brings, in words."""
+    parts = [f"engine {engine.name} ({', '.join(engine.formats)})" for engine in row.engines]
+    parts += [f"source {scheme}:" for scheme in row.sources]
+    parts += [f"routes {prefix}" for prefix in row.routes]
+    parts += [f"listener to {glob}" for glob in row.events]
     return ", ".join(parts) or "-"
 
 
@@ -212,6 +193,34 @@ def enable(names: tuple[str, ...]) -> None:
         raise click.ClickException(f"{', '.join(not_disabled)} is not disabled in {home}; disabled are: {which}")
     write_disabled(home, disabled - set(names))
     _tell(home, names, "enabled")
+
+
+@plugins.command()
+@json_option("Print what has changed as JSON.")
+@home_option
+def reload(is_json: bool) -> None:
+    """Have the server of this home see what was installed, removed, edited, disabled or enabled since it was started.
+
+    Models go on running, save those whose engine is gone, which are stopped.
+    """
+    from hostler.cli.client import connect_to_server
+
+    with connect_to_server(read_settings(), "every command looks at plugins anew by itself") as client:
+        changes = client.post("/v1/plugins/reload", {})
+    if is_json:
+        print_json(changes)
+        return
+    words = {
+        "added": "added",
+        "removed": "removed",
+        "changed": "changed",
+        "stopped": "stopped, because their engine is gone",
+        "outdated": "go on with what was installed when they were started",
+    }
+    said = [f"{', '.join(changes[key])}: {text}" for key, text in words.items() if changes[key]]
+    click.echo("\n".join(said) or "nothing has changed")
+    for problem in changes["problems"]:
+        click.echo(f"problem: {problem}", err=True)
 
 
 def _tell(home: Path, names: tuple[str, ...], what: str) -> None:

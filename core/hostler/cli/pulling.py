@@ -124,7 +124,7 @@ def pull(client: Client, source: str, model_id: str | None, *, is_json: bool = F
     body = {"model": source} if model_id is None else {"model": source, "id": model_id}
     answer = client.post("/v1/models/pull", body)
     name = str(answer["id"])
-    if answer["state"] != "downloading":
+    if answer["state"] not in {"downloading", "not_downloaded"}:  # else it was as quick to fail
         if is_json:
             JsonLines().show(_arrived(client, name, 0.0))
         else:

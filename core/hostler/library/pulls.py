@@ -40,6 +40,8 @@ class PullPlan(msgspec.Struct, frozen=True):
     was_registered: bool = False
     """The model has a folder from before; it stays when the download fails without a byte."""
     is_catalogue: bool = False
+    formats: frozenset[str] = frozenset()
+    """What the installed engines take; a file: source may name a file of them."""
 
 
 class PullJob:
@@ -171,6 +173,7 @@ class PullJob:
                 stop=self._stop,
                 board=self._board,
                 limits=self._limits,
+                formats=self.plan.formats,
             )
             manifest = transfer.run()
             phase = "done"

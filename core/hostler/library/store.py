@@ -108,6 +108,11 @@ class Library:
         self._jobs: dict[str, PullJob] = {}
         self._index_cache = index_of(Contents((), {}, ()))
 
+    def use(self, sources: Mapping[str, SourceSpec], formats: Collection[str]) -> None:
+        """Other plugins than before bring sources and engines; downloads that run go on."""
+        self._sources = dict(sources)
+        self._formats = frozenset(formats)
+
     # -- asking -------------------------------------------------------------------------------------------------------
 
     def entries(self, *, include_catalogue: bool = False) -> list[LibraryEntry]:
@@ -489,6 +494,7 @@ class Library:
                 resolved=resolved,
                 was_registered=registered is not None,
                 is_catalogue=self.catalogue.by_id(model_id) is not None,
+                formats=self._formats,
             )
             job = PullJob(plan, self._shelf, context, self._limits, self._tell)
             # Newest last: dicts keep the place of a key that is set again.

@@ -55,6 +55,8 @@ class Transfer:
     stop: StopSignal
     board: ProgressBoard
     limits: TransferLimits = TransferLimits()
+    formats: frozenset[str] = frozenset()
+    """As of a PullPlan."""
     _archives: list[PartFile] = field(default_factory=list)
     """Unpacked already; removed when the manifest is complete."""
 
@@ -92,7 +94,7 @@ class Transfer:
         return complete
 
     def _link(self, resolved: ResolvedSource) -> Manifest:
-        found = describe.describe_path(names.path_of_file_url(resolved.files[0].url))
+        found = describe.describe_path(names.path_of_file_url(resolved.files[0].url), self.formats)
         linked = linked_manifest(self.draft, found)
         self.shelf.save(linked)
         return linked

@@ -1,0 +1,132 @@
+"""A stranger's plugin from a wheel: built outside the tree, installed beside hostler while a server runs, used, taken away."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from support.server import Server, add_echo, hostler_environment, is_alive, run_hostler, serving, text_of
+
+pytestmark = pytest.mark.slow
+
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+
+
+def run(*command: str, cwd: Path | None = None) -> str:
+    done = subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False, env=hostler_environment()
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tutorial's plugin, as its author would give it away."""
+    folder = tmp_path_factory.mktemp("work")
+    run(sys.executable, "-m", "hostler", "plugins", "new", "bigram", cwd=folder)
+    build = [*PIP, "wheel", "--no-build-isolation", "--no-index", "--no-deps", "--wheel-dir", "dist", "."]
+    run(*build, cwd=folder / "hostler-bigram")
+    (found,) = (folder / "hostler-bigram" / "dist").iterdir()
+    return found
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> str:
+    """The interpreter of a fresh virtual environment, in which hostler and what it needs are found where these tests have
+    them: building hostler once more would take minutes. What pip installs goes into the fresh one and nowhere else."""
+    folder = tmp_path / "venv"
+    run(sys.executable, "-m", "venv", "--without-pip", str(folder))
+    paths = sysconfig.get_paths(vars={"base": str(folder), "platbase": str(folder), "installed_base": str(folder)})
+    here = sysconfig.get_path("purelib")
+    Path(paths["purelib"], "beside.pth").write_text(f"import site; site.addsitedir({here!r})\n")
+    return str(Path(paths["scripts"], "python"))
+
+
+def plugins_of(python: str, home: Path) -> dict[str, str]:
+    done = run_hostler(home, "plugins", "list", "--json", python=python)
+    return {row["name"]: row["state"] for row in json.loads(done.stdout)["plugins"]}
+
+
+def say(server: Server, model: str, text: str) -> str:
+    with server.stream(model, text) as stream:
+        return "".join(text_of(event) for event in stream)
+
+
+def test_a_plugin_comes_and_goes_beside_a_server_whose_other_models_run_on(tmp_path: Path, wheel: Path, python: str) -> None:
+    home = tmp_path / "home"
+    add_echo(home)
+    pip = [*PIP, "--python", python]
+
+    with serving(home, python=python) as server:
+        assert say(server, "echo", "before") == "before"
+        pid = server.worker_pid("echo")
+        assert "bigram" not in plugins_of(python, home)
+
+        # It comes: installed with its dependency on hostler looked at, seen by the server, checked, pulled, talked to.
+        run(*pip, "install", "--no-index", str(wheel))
+        assert plugins_of(python, home)["bigram"] == "ok"
+        assert "plugins of the server" in run_hostler(home, "doctor", python=python).stdout
+        reload = run_hostler(home, "plugins", "reload", python=python)
+        assert (reload.returncode, reload.stdout) == (0, "bigram: added\n"), reload.stderr
+        check = run_hostler(home, "plugins", "check", "bigram", python=python)
+        assert check.returncode == 0, check.stdout
+        model = tmp_path / "model" / "proverbs.bigram"
+        model.parent.mkdir()
+        model.write_text("bigram 1\n" + "abcd\n" * 9)
+        pull = run_hostler(home, "pull", model.as_uri(), "--id", "letters", python=python)
+        assert pull.returncode == 0, pull.stderr
+        assert say(server, "letters", "a") == "abcd"
+        letters = server.worker_pid("letters")
+        assert server.call("GET", "/v1/engines/bigram").json()["models"] == ["letters"]
+        assert server.call("GET", "/v1/plugins").status_code == 200
+        assert "model.running letters (event" in server.log
+
+        # It goes: its model is stopped and refused with the reason, the other one never noticed.
+        run(*pip, "uninstall", "--yes", "hostler-bigram")
+        reload = run_hostler(home, "plugins", "reload", python=python)
+        assert reload.stdout.splitlines() == ["bigram: removed", "letters: stopped, because their engine is gone"]
+        assert not is_alive(letters)
+        refused = server.chat("letters", "a")
+        assert refused.status_code == 500
+        assert "the engine bigram is gone with its package hostler-bigram; install it again" in refused.json()["message"]
+        assert "bigram" not in plugins_of(python, home)
+        assert server.worker_pid("echo") == pid
+        assert say(server, "echo", "after") == "after"
+
+        # It comes back.
+        run(*pip, "install", "--no-index", str(wheel))
+        assert run_hostler(home, "plugins", "reload", python=python).stdout == "bigram: added\n"
+        assert say(server, "letters", "a") == "abcd"
+        assert server.worker_pid("echo") == pid
+
+
+def test_without_a_server_there_is_nothing_to_reload(tmp_path: Path) -> None:
+    done = run_hostler(tmp_path / "home", "plugins", "reload")
+
+    assert done.returncode == 1
+    assert "every command looks at plugins anew by itself" in done.stderr
+
+
+def test_a_plugin_that_hangs_does_not_keep_a_server_from_starting(tmp_path: Path) -> None:
+    from support.madeup import write_plugin
+
+    site = tmp_path / "site"
+    site.mkdir()
+    write_plugin(site, "asleep", "import threading\nthreading.Event().wait()\n")
+    home = tmp_path / "home"
+    add_echo(home)
+    environment = {"PYTHONPATH": os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])}
+
+    with serving(home, environment=environment) as server:
+        assert server.chat("echo", "awake").json()["choices"][0]["message"]["content"] == "awake"
+        assert "WARNING hostler.server plugin 'asleep' is skipped: its import did not return within 5 s" in server.log
+        rows = {row["name"]: row for row in server.call("GET", "/v1/plugins").json()["data"]}
+        assert rows["asleep"]["state"] == "failed"
+        assert server.stop() == 0
