@@ -319,19 +319,14 @@ class LiveRun:
             run = records.runs.create(run, order.request.messages)
         else:
             new = order.new_thread
-            thread = records.threads.create(
-                id=order.thread_id,
+            thread, run = records.runs.create_with_thread(
+                run,
+                order.request.messages,
                 title=new.title,
                 assistants=new.assistants,
                 metadata=new.metadata,
                 tool_resources=new.tool_resources,
-                messages=order.request.messages,
             )
-            try:
-                run = records.runs.create(run, ())
-            except BaseException:
-                records.threads.delete(order.thread_id)
-                raise
         with self._changed:
             if thread is not None:
                 self._tell("thread.created", thread)

@@ -43,6 +43,22 @@ def test_a_run_comes_back_as_it_was_made_and_brings_its_messages(records, thread
     assert words_of(records.messages.all(thread)) == ["one", "two"]
 
 
+def test_a_thread_and_its_first_run_are_there_together_or_not_at_all(records, thread):
+    records.runs.create(run_of(thread))
+
+    with pytest.raises(RecordExists, match="There is a run run_1 already"):
+        records.runs.create_with_thread(run_of("lost", "run_1"), [says("?")], title="Lost")
+    made, run = records.runs.create_with_thread(run_of("kept", "run_2"), [says("one"), says("two")], title="Kept")
+
+    with pytest.raises(ThreadNotFound):
+        records.threads.get("lost")
+    assert (records.threads.get("kept"), records.runs.get("kept", "run_2")) == (made, run)
+    assert (made.title, made.assistant_ids) == ("Kept", ["jan"])
+    assert words_of(records.messages.all("kept")) == ["one", "two"]
+    told = [event.name for event in records.events.after(0, 100) if event.subject in ("kept", "lost")]
+    assert told == ["thread.created", "message.created", "message.created"]
+
+
 @pytest.mark.parametrize("status", sorted(ACTIVE_RUN))
 def test_a_thread_with_an_active_run_takes_messages_and_no_second_run(records, thread, status):
     records.runs.create(run_of(thread, status=status))

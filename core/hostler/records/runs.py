@@ -27,10 +27,12 @@ from hostler.records.objects import (
     RunError,
     RunStatus,
     RunStep,
+    Thread,
 )
 from hostler.records.paging import fetch_page, page_of
 from hostler.records.rows import insert_new, now, object_of
 from hostler.records.tables import runs, steps
+from hostler.records.threads import insert_thread, make_thread
 
 INTERRUPTED = RunError("server_error", "hostler was stopped while this run was going on")
 
@@ -75,9 +77,28 @@ class RunStore:
                     f"The thread {run.thread_id} already has an active run {active.id}, which is {active.status}; wait for "
                     f"its end or cancel it"
                 )
-            row = {"id": run.id, "created_at": run.created_at, "home": self._home, **_values(run)}
-            insert_new(connection, runs, row, RecordExists(f"There is a run {run.id} already"))
+            self._insert(connection, run)
         return run
+
+    def create_with_thread(self, run: Run, messages: Sequence[NewMessage], **fields: Any) -> tuple[Thread, Run]:
+        """Write a new run and the thread that is made for it, in one transaction: there is no such thread without its run.
+
+        Args:
+            run: `thread_id` is the thread's new id.
+            messages, fields: Of the thread, as in ThreadStore.create.
+
+        Raises:
+            RecordExists: An id is taken.
+        """
+        thread, made = make_thread(id=run.thread_id, messages=messages, **fields)
+        with self._database.write() as connection:
+            insert_thread(connection, self._events, thread, made)
+            self._insert(connection, run)
+        return thread, run
+
+    def _insert(self, connection: Connection, run: Run) -> None:
+        row = {"id": run.id, "created_at": run.created_at, "home": self._home, **_values(run)}
+        insert_new(connection, runs, row, RecordExists(f"There is a run {run.id} already"))
 
     def get(self, thread_id: str, run_id: str) -> Run:
         """One run.

@@ -70,29 +70,18 @@ class ThreadStore:
         Raises:
             RecordExists: The id is taken, or two messages have one id.
         """
-        time = now() if created_at is None else created_at
-        thread = _with_assistants(
-            Thread(
-                id=id or new_id("thread"),
-                created_at=time,
-                created=time,
-                updated=time,
-                title=title,
-                metadata=metadata or {},
-                tool_resources=tool_resources,
-            ),
-            list(assistants) or [ThreadAssistant()],
+        thread, made = make_thread(
+            title=title,
+            assistants=assistants,
+            metadata=metadata,
+            tool_resources=tool_resources,
+            messages=messages,
+            id=id,
+            created_at=created_at,
+            updated=updated,
         )
-        made = make_messages(thread.id, messages)
-        if updated is None:
-            updated = max([time, *(message.created_at for message in made)])
-        row = {"id": thread.id, "created_at": time, "updated": updated, "next_position": 1, "body": thread}
-        thread = structs.replace(thread, updated=updated, messages=[message.id for message in made[-MAX_MESSAGE_IDS:]])
         with self._database.write() as connection:
-            insert_new(connection, threads, row, RecordExists(f"There is a thread {thread.id} already"))
-            self._events.append(connection, "thread.created", thread.id, msgspec.json.encode(thread))
-            if made:
-                insert_messages(connection, self._events, thread.id, made, updated=updated)
+            insert_thread(connection, self._events, thread, made)
         return thread
 
     def get(self, thread_id: str) -> Thread:
@@ -188,6 +177,61 @@ class ThreadStore:
         new = [message for message in given if message.id not in known]
         if new:
             insert_messages(connection, self._events, thread_id, make_messages(thread_id, new))
+
+
+# -- for the transactions of other stores -------------------------------------------------------------------------------
+
+
+def make_thread(
+    *,
+    title: str = "",
+    assistants: Sequence[ThreadAssistant] = (),
+    metadata: Metadata | None = None,
+    tool_resources: dict[str, Any] | None = None,
+    messages: Sequence[NewMessage] = (),
+    id: str | None = None,
+    created_at: int | None = None,
+    updated: int | None = None,
+) -> tuple[Thread, list[Message]]:
+    """A thread as it will be, and its messages; nothing is written. For what is given see ThreadStore.create."""
+    time = now() if created_at is None else created_at
+    thread_id = id or new_id("thread")
+    made = make_messages(thread_id, messages)
+    if updated is None:
+        updated = max([time, *(message.created_at for message in made)])
+    thread = Thread(
+        id=thread_id,
+        created_at=time,
+        created=time,
+        updated=updated,
+        title=title,
+        metadata=metadata or {},
+        messages=[message.id for message in made[-MAX_MESSAGE_IDS:]],
+        tool_resources=tool_resources,
+    )
+    return _with_assistants(thread, list(assistants) or [ThreadAssistant()]), made
+
+
+def insert_thread(connection: Connection, log: EventLog, thread: Thread, made: list[Message]) -> None:
+    """Write what `make_thread` has made inside a transaction.
+
+    Raises:
+        RecordExists: The thread's id is taken, or two messages have one id.
+    """
+    row = {
+        "id": thread.id,
+        "created_at": thread.created_at,
+        "updated": thread.updated,
+        "next_position": 1,
+        "body": structs.replace(thread, messages=[]),
+    }
+    insert_new(connection, threads, row, RecordExists(f"There is a thread {thread.id} already"))
+    log.append(connection, "thread.created", thread.id, msgspec.json.encode(thread))
+    if made:
+        insert_messages(connection, log, thread.id, made, updated=thread.updated)
+
+
+# -- inside -------------------------------------------------------------------------------------------------------------
 
 
 def _changed(message: Message, given: NewMessage) -> Message:
