@@ -45,7 +45,7 @@ run: install ## install, download the default model, serve http://127.0.0.1:1337
 	@exec $(BIN)/hostler serve $(SERVE)
 
 test: install $(echo_engine) $(remote) $(test_tools) test-native ## every test but those that need a GPU; fails if none ran on real weights
-	$(PY) -m pytest -m 'not gpu' --require-weights $(ARGS)
+	$(PY) -m pytest -rs -m 'not gpu' --require-weights $(ARGS)
 
 test-native: $(VENV)/.stamp-venv ## the C++ tests under ASan+UBSan and under TSan
 	@mkdir -p $(BUILD)

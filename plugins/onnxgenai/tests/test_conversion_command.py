@@ -47,7 +47,7 @@ def test_a_file_is_converted_and_the_way_to_compare_the_two_is_shown(home: Path,
 
     assert code == 0, err
     assert out.startswith("made is here: ")
-    assert "hostler bench small.Q4_1 made" in out
+    assert out.endswith("hostler bench made\n")  # the file is no model of this home
     assert "1/5 load" in err
     assert (
         "KL 0.200 from the source, 0.300 going on, the same likeliest token in 80%, the first 5 of 24 new tokens the same"

@@ -18,6 +18,7 @@ from hostler_onnxgenai.conversion.child import StepFailed
 from hostler_onnxgenai.conversion.job import Conversion, ConversionRefused, Order
 from hostler_onnxgenai.conversion.source import find_source
 from hostler_onnxgenai.conversion.tools import MissingTools
+from support.server import serving
 
 from .converting import TOOLS, Steps, Told, write_folder, write_source
 
@@ -172,6 +173,17 @@ def test_a_home_in_use_is_told_and_nothing_is_lost(settings) -> None:
     convert(settings, again)
 
     assert (steps.ran, again.ran) == (ALL, [])
+
+
+@pytest.mark.slow
+def test_a_running_server_takes_the_result_over_and_runs_it(settings) -> None:
+    with serving(settings.home) as server:
+        convert(settings, Steps())
+
+        assert server.model("small-onnx")["lifecycle"] == "downloaded"
+        body = {"model": "small-onnx", "prompt": "abc", "max_tokens": 4}
+        answer = server.call("POST", "/v1/completions", body).json()
+    assert answer["usage"]["completion_tokens"] > 0
 
 
 # -- refused first ----------------------------------------------------------------------------------------------------

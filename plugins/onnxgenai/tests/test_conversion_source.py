@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from hostler import InvalidModelFile, InvalidRequest, ModelNotDownloaded, ModelNotFound
@@ -171,6 +172,18 @@ def test_the_result_s_estimate_is_at_or_above_what_was_measured(tmp_path: Path, 
     assert measured * 1e6 <= needs.result_bytes <= 1.4 * measured * 1e6
     assert needs.disk_bytes == needs.result_bytes + needs.export_bytes + needs.reference_bytes
     assert needs.export_bytes >= 541_600_000
+
+
+def test_the_estimate_holds_for_a_large_vocabulary(tmp_path: Path) -> None:
+    """Gemma 3 270M from Q4_K_M, as float32."""
+    gemma = msgspec.structs.replace(
+        smollm2(tmp_path), n_params=268_098_176, n_vocab=262_144, n_embedding=262_144 * 640, id="gemma"
+    )
+
+    needs = needs_of(gemma, QUANTS["fp32"], "cpu")
+
+    assert 1_173_054_998 <= needs.result_bytes <= 1_300_000_000
+    assert needs.export_bytes >= 1_105_800_000
 
 
 @pytest.mark.parametrize(("quant", "measured"), [("int4", 1784), ("int4-mixed", 2731), ("int8", 2002), ("fp32", 1170)])

@@ -82,7 +82,8 @@ def convert(
 
         click.echo(msgspec.json.encode({"step": "", "state": "converted", "model": done}).decode())
         return
+    others = f"{source.id} " if source.reference == source.id else ""  # a file is no model that could be measured
     click.echo(
-        f"{done.id} is here: {show_bytes(done.size_bytes)} after {show_seconds(done.seconds)}; compare the two with: "
-        f"hostler bench {source.id} {done.id}"
+        f"{done.id} is here: {show_bytes(done.size_bytes)} after {show_seconds(done.seconds)}; measure it with: "
+        f"hostler bench {others}{done.id}"
     )

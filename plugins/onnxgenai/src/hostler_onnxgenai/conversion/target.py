@@ -11,7 +11,11 @@ from hostler_onnxgenai.conversion.source import GGUF, Source
 
 MB = 1_000_000
 SIDE_BYTES = 15 * MB
-"""Tokenizer, graph, tables of sines."""
+"""The graph, and what is small."""
+TABLES_FACTOR = 1.06
+"""Tables of sines, for each position of the context."""
+TOKENIZER_BYTES = 130
+"""Of tokenizer.json, for each token."""
 REFERENCE_TOKENS = 160
 """Of the text that source and result are asked, at most about."""
 PROCESS_BYTES = 500 * MB
@@ -72,12 +76,13 @@ def needs_of(source: Source, quant: Quant, device: str) -> Needs:
     if device != "cpu":
         per_embedding /= 2  # what stays unquantized is of half precision there
     result = quant.bytes_per_weight * source.n_params + per_embedding * source.n_embedding
-    export = float_bytes if source.kind == GGUF else 0
+    side = SIDE_BYTES + TOKENIZER_BYTES * source.n_vocab
+    export = float_bytes + side if source.kind == GGUF else 0
     factor = max(quant.build_factor, LOAD_FACTOR)
     return Needs(
-        export_bytes=export + (SIDE_BYTES if export else 0),
+        export_bytes=export,
         reference_bytes=4 * REFERENCE_TOKENS * source.n_vocab,
-        result_bytes=int(result) + SIDE_BYTES,
+        result_bytes=int(TABLES_FACTOR * result) + side,
         memory_bytes=PROCESS_BYTES + int(factor * float_bytes),
     )
 

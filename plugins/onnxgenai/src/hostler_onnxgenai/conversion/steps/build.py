@@ -32,6 +32,28 @@ class Listener:
         return getattr(self._stream, name)
 
 
+def speak_older_configs() -> None:
+    """Give the builder a Gemma 3's rotary bases under the names that it looks for.
+
+    transformers 5 has them by kind of layer; the builder of 0.18 knows that form of Gemma 4 alone, and of Gemma 3 the flat one
+    of transformers 4. The check that follows every build would show a base gone wrong.
+    """
+    import transformers
+
+    read = transformers.AutoConfig.from_pretrained
+
+    def from_pretrained(*arguments: Any, **options: Any) -> Any:
+        config = read(*arguments, **options)
+        bases = getattr(config, "rope_parameters", None)
+        if getattr(config, "model_type", "") == "gemma3_text" and isinstance(bases, dict) and "full_attention" in bases:
+            config.rope_theta = bases["full_attention"]["rope_theta"]
+            config.rope_local_base_freq = bases["sliding_attention"]["rope_theta"]
+            config.rope_parameters = bases["full_attention"]
+        return config
+
+    transformers.AutoConfig.from_pretrained = from_pretrained
+
+
 def run(arguments: dict[str, Any], show: Callable[..., None]) -> dict[str, Any]:
     """Build.
 
@@ -58,6 +80,7 @@ def run(arguments: dict[str, Any], show: Callable[..., None]) -> dict[str, Any]:
         *(f"{name}={value}" for name, value in options.items()),
     ]
     show("starting the builder")
+    speak_older_configs()
     stdout = sys.stdout
     sys.stdout = Listener(stdout, int(config.get("num_hidden_layers") or 0), show)
     try:

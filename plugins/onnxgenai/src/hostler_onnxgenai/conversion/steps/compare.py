@@ -7,7 +7,9 @@ cannot load, others die at their second token.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,7 +48,7 @@ def run(arguments: dict[str, Any], show: Callable[..., None]) -> dict[str, Any]:
     tokens, greedy = arguments["tokens"], arguments["greedy"]
     own = [int(token) for token in tokenizer.encode(arguments["text"])]
     params = og.GeneratorParams(model)
-    params.set_search_options(max_length=len(tokens) + len(greedy) + 1, do_sample=False)
+    params.set_search_options(max_length=_room(Path(arguments["folder"]), len(tokens) + len(greedy) + 1), do_sample=False)
     generator = og.Generator(model, params)
     show("prefill")
     generator.append_tokens(np.array(tokens, dtype=np.int32))
@@ -73,6 +75,13 @@ def run(arguments: dict[str, Any], show: Callable[..., None]) -> dict[str, Any]:
         "same_tokens": own in (tokens, tokens[1:] if arguments["bos"] is not None else tokens),
         "continuation": tokenizer.decode(np.array(written, dtype=np.int32)),
     }
+
+
+def _room(folder: Path, n_tokens: int) -> int:
+    """How many tokens the KV cache must hold: a window that slides must fit, whatever is asked."""
+    model = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]
+    window = (model["decoder"].get("sliding_window") or {}).get("window_size", 0)
+    return int(min(max(n_tokens, window + 1), model["context_length"]))
 
 
 def _last(generator: Any) -> np.ndarray:
