@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,6 +14,8 @@ import pytest
 from hostler import errors
 from hostler.api.errors import TABLE, error_body, error_headers, row_of
 from hostler.errors import HostlerError
+
+PAGE = Path(__file__).parents[2] / "docs" / "openai-compat.md"
 
 
 def subclasses(kind: type[HostlerError]) -> Iterator[type[HostlerError]]:
@@ -26,6 +30,24 @@ IN_ERRORS = [kind for kind in subclasses(HostlerError) if kind.__module__ == err
 @pytest.mark.parametrize("kind", IN_ERRORS, ids=lambda kind: kind.__name__)
 def test_every_error_has_a_row_of_its_own(kind: type[HostlerError]) -> None:
     assert kind in TABLE
+
+
+DOCUMENTED = {
+    (int(status), code)
+    for statuses, codes in re.findall(r"^\| ([0-9, ]+) \| (.*?) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    for status in statuses.split(",")
+    for code in re.findall(r"`([a-z_]+)`", codes)
+}
+ABSTRACT = {errors.AccessDenied, errors.NotFound, errors.Conflict, HostlerError}
+"""Their heirs have codes of their own."""
+
+
+@pytest.mark.parametrize("kind", [kind for kind in IN_ERRORS if kind not in ABSTRACT], ids=lambda kind: kind.__name__)
+def test_every_error_is_in_the_documents_table_with_its_status(kind: type[HostlerError]) -> None:
+    row = TABLE[kind]
+
+    for status in {row.status, row.inference_status or row.status}:
+        assert (status, kind.code) in DOCUMENTED
 
 
 def test_an_error_that_is_defined_elsewhere_takes_the_row_of_its_parent() -> None:
