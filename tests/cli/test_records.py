@@ -11,6 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from hostler.api.body import MAX_DEPTH
 from hostler.cli import cli, importing, jan, lines
 from hostler.cli.client import Refused
 from hostler.cli.records import every, one_line, path_of, show_content
@@ -316,6 +317,14 @@ def test_a_dry_run_changes_nothing(home, tmp_path):
 
 def test_nothing_to_import_is_no_error(home, tmp_path):
     assert home("threads", "import", write_lines(tmp_path / "f")).stdout == "There was nothing to import.\n"
+
+
+@pytest.mark.parametrize(("depth", "code"), [(MAX_DEPTH, 0), (MAX_DEPTH + 1, 1)])
+def test_what_a_request_could_make_can_be_imported_however_deep(home, tmp_path, depth, code):
+    inner = depth - 1  # the thread itself is one level
+    file = write_lines(tmp_path / "f", line_thread(tool_resources=json.loads('{"a":' * inner + "1" + "}" * inner)))
+
+    home("threads", "import", file, code=code)
 
 
 def test_messages_go_into_the_threads_they_name_or_into_one(home, tmp_path):

@@ -17,8 +17,11 @@ MAX_DEPTH = 128
 """Nesting of a body: far more than any request means, far less than what makes Python's own recursion fail later on."""
 
 
-def read_object(req: falcon.Request) -> dict[str, Any]:
+def read_object(req: falcon.Request, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
     """The body's JSON object; an empty body is an empty object.
+
+    Args:
+        max_depth: More for a body that wraps what came in bodies of MAX_DEPTH.
 
     Raises:
         RequestTooLarge: Over max_body_bytes.
@@ -31,7 +34,7 @@ def read_object(req: falcon.Request) -> dict[str, Any]:
     content_type = req.content_type or ""
     if content_type.startswith("multipart/"):
         raise InvalidJson(f"{req.path} takes JSON, not {content_type.partition(';')[0]}")
-    return decode_object(data)
+    return decode_object(data, max_depth)
 
 
 def read_body(req: falcon.Request) -> bytes:
@@ -45,7 +48,7 @@ def read_body(req: falcon.Request) -> bytes:
     return data
 
 
-def decode_object(data: bytes) -> dict[str, Any]:
+def decode_object(data: bytes, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
     """JSON -> dict.
 
     Raises:
@@ -56,12 +59,12 @@ def decode_object(data: bytes) -> dict[str, Any]:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidJson(f"The request body is not valid JSON: {error}") from error
     except RecursionError as error:
-        raise InvalidJson(f"The request body is nested more than {MAX_DEPTH} levels deep") from error
+        raise InvalidJson(f"The request body is nested more than {max_depth} levels deep") from error
     if not isinstance(value, dict):
         raise InvalidRequest(f"The request body must be a JSON object, not {_kind(value)}")
     # PERF: most bodies have too few brackets to be deep.
-    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth_exceeds(value, MAX_DEPTH):
-        raise InvalidJson(f"The request body is nested more than {MAX_DEPTH} levels deep")
+    if data.count(b"[") + data.count(b"{") > max_depth and _depth_exceeds(value, max_depth):
+        raise InvalidJson(f"The request body is nested more than {max_depth} levels deep")
     return value
 
 

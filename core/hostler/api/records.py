@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import falcon
 import msgspec
 
-from hostler.api.body import read_object
+from hostler.api.body import MAX_DEPTH, read_object
 from hostler.api.errors import error_body
 from hostler.api.schema.records import ImportAnswer, ImportResult, Unit, read_import, read_units
 from hostler.errors import (
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from hostler.records.store import Records
     from hostler.runtime import Runtime
 
+WRAPPING = 2
+"""Levels of the body around an object, which may be as deep as the request that made it."""
+
 
 class RecordImports:
     """The way in for records that were made elsewhere."""
@@ -44,7 +47,7 @@ class RecordImports:
             raise CommandLineOnly(
                 "Records are imported by the command line of this home: hostler threads import, hostler import-jan"
             )
-        body = read_import(read_object(req))
+        body = read_import(read_object(req, MAX_DEPTH + WRAPPING))
         work = Import(
             self._runtime.records,
             on_conflict=body.on_conflict or "fail",
