@@ -22,7 +22,7 @@ CORE = ROOT / "core" / "hostler"
 
 FLOORS = {
     # 0, ground: standard library and msgspec
-    "cores": 0, "errors": 0, "domain": 0, "config": 0, "home": 0, "logs": 0, "typeinfo": 0, "patience": 0, "subscription": 0,
+    "cores": 0, "errors": 0, "domain": 0, "config": 0, "home": 0, "logs": 0, "patience": 0, "typeinfo": 0, "subscription": 0,
     # 1, native and storage
     "_native": 1, "hardware": 1, "ring": 1, "modelcache": 1, "installed": 1, "library": 1, "records": 1,
     # 2, plugin contracts, and what is made of them

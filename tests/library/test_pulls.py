@@ -476,7 +476,10 @@ def test_a_model_folder_is_pulled_for_the_installed_device_and_says_why(open_lib
             f"{folder}/{name}": content
             for folder in ("cpu_and_mobile/cpu-int4", "cuda/cuda-fp16", "directml/directml-int4")
             for name, content in (
-                ("genai_config.json", config), ("model.onnx", b"graph"), ("model.onnx.data", b"w" * 99), ("tokenizer.json", b""),
+                ("genai_config.json", config),
+                ("model.onnx", b"graph"),
+                ("model.onnx.data", b"w" * 99),
+                ("tokenizer.json", b""),
             )
         },
     )  # fmt: skip
