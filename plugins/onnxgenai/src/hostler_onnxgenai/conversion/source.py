@@ -50,6 +50,8 @@ class Source(msgspec.Struct, frozen=True):
     n_vocab: int
     n_embedding: int
     """Elements of the token embedding alone."""
+    rotary_bytes: int
+    """Tables of sines and cosines that an export has for each position of the context, as float32."""
     is_tied: bool
     """The embedding is the projection to logits, too."""
     quantization: str
@@ -134,6 +136,9 @@ def _gguf_source(path: Path, name: str, reference: str, title: str) -> Source:
         n_params=header.n_params,
         n_vocab=dims["token_embd.weight"][-1],
         n_embedding=math.prod(dims["token_embd.weight"]),
+        rotary_bytes=_rotary_bytes(
+            header.context_length or 0, header.key_length or 0, is_sliding=header.sliding_window is not None
+        ),
         is_tied="output.weight" not in dims,
         quantization=header.quantization or "",
         name=title,
@@ -166,10 +171,22 @@ def _folder_source(folder: Path) -> Source:
         n_params=sum(math.prod(shape) for shape in shapes.values()),
         n_vocab=embedding[0],
         n_embedding=math.prod(embedding),
+        rotary_bytes=_rotary_bytes_of(config),
         is_tied=bool(config.get("tie_word_embeddings", "lm_head.weight" not in shapes)),
         quantization=str(config.get("dtype") or config.get("torch_dtype") or ""),
         name=folder.name,
     )
+
+
+def _rotary_bytes(n_positions: int, head_length: int, *, is_sliding: bool) -> int:
+    """A sine and a cosine for half of a head; models with windows have tables of their own for those layers."""
+    return (2 if is_sliding else 1) * 4 * n_positions * head_length
+
+
+def _rotary_bytes_of(config: dict[str, Any]) -> int:
+    names = ("max_position_embeddings", "head_dim", "hidden_size", "num_attention_heads")
+    n_positions, head, hidden, n_heads = (value if isinstance(value := config.get(name), int) else 0 for name in names)
+    return _rotary_bytes(n_positions, head or hidden // (n_heads or 1), is_sliding=bool(config.get("sliding_window")))
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -12,8 +12,6 @@ from hostler_onnxgenai.conversion.source import GGUF, Source
 MB = 1_000_000
 SIDE_BYTES = 15 * MB
 """The graph, and what is small."""
-TABLES_FACTOR = 1.06
-"""Tables of sines, for each position of the context."""
 TOKENIZER_BYTES = 130
 """Of tokenizer.json, for each token."""
 REFERENCE_TOKENS = 160
@@ -82,7 +80,7 @@ def needs_of(source: Source, quant: Quant, device: str) -> Needs:
     return Needs(
         export_bytes=export,
         reference_bytes=4 * REFERENCE_TOKENS * source.n_vocab,
-        result_bytes=int(TABLES_FACTOR * result) + side,
+        result_bytes=int(1.02 * result) + source.rotary_bytes + side,
         memory_bytes=PROCESS_BYTES + int(factor * float_bytes),
     )
 
