@@ -128,6 +128,7 @@ def test_globs_choose_events_by_name() -> None:
         f'[{{"url": "{URL}"}}, "http://other/"]',
         [URL, {"url": "http://other/"}],
         (URL, '{"url": "http://other/"}'),
+        (f'[{{"url": "{URL}"}}, "http://other/"]',),
     ],
 )
 def test_several_come_as_a_list_as_json_or_separated_by_commas(value: Any) -> None:

@@ -121,11 +121,14 @@ def read_subscriptions(value: Any) -> tuple[Subscription, ...]:
         value = _from_text(value)
     if not isinstance(value, list | tuple):
         raise InvalidRequest("webhooks is a list: one [[webhooks]] table each, with url, secret and events")
+    items: list[Any] = []
+    for item in value:  # a flag's value may be JSON, too: a table, or several
+        items += _from_text(item) if _is_json(item) else [item]
     found: list[Subscription] = []
-    for position, item in enumerate(value):
+    for position, item in enumerate(items):
         place = f"webhooks[{position}]"
         try:
-            one = read_subscription(_from_json(item) if isinstance(item, str) and item.lstrip().startswith("{") else item)
+            one = read_subscription(item)
         except InvalidRequest as error:
             param = f"{place}.{error.param}" if error.param else place
             raise InvalidRequest(f"{place}: {error.message}", param=param) from error
@@ -138,10 +141,14 @@ def read_subscriptions(value: Any) -> tuple[Subscription, ...]:
 
 
 def _from_text(text: str) -> Any:
-    if text.lstrip().startswith(("[", "{")):
+    if _is_json(text):
         value = _from_json(text)
         return [value] if isinstance(value, dict) else value
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _is_json(value: Any) -> bool:
+    return isinstance(value, str) and value.lstrip().startswith(("[", "{"))
 
 
 def _from_json(text: str) -> Any:
