@@ -175,7 +175,7 @@ def test_the_result_s_estimate_is_at_or_above_what_was_measured(tmp_path: Path, 
     assert needs.export_bytes >= 541_600_000
 
 
-@pytest.mark.parametrize(("quant", "measured"), [("fp32", 1_173_054_998), ("int4", 268_400_000)])
+@pytest.mark.parametrize(("quant", "measured"), [("fp32", 1_173_054_998), ("int4", 268_400_000), ("int4-mixed", 369_800_000)])
 def test_the_estimate_holds_for_a_large_vocabulary_and_a_long_context(tmp_path: Path, quant: str, measured: int) -> None:
     """Gemma 3 270M from Q4_K_M."""
     gemma = msgspec.structs.replace(

@@ -41,7 +41,7 @@ class Quant(msgspec.Struct, frozen=True):
 
 QUANTS = {
     "int4": Quant("int4", ("cpu", "cuda", "dml"), 1.0, 0.66, 2.6, {}, (0.0, 3.4)),
-    "int4-mixed": Quant("int4", ("cpu", "cuda"), 0.6, 0.86, 4.4, {"algo_config": "k_quant_mixed"}, (0.0, 3.2)),
+    "int4-mixed": Quant("int4", ("cpu", "cuda"), 0.6, 0.8, 4.4, {"algo_config": "k_quant_mixed"}, (0.35, 3.2)),
     "int8": Quant("int8", ("cpu", "cuda"), 0.1, 1.1, 3.0, {}, (4.0, 2.9)),
     "fp16": Quant("fp16", ("cuda", "dml"), 0.05, 2.0, 2.0),
     "fp32": Quant("fp32", ("cpu", "cuda"), 0.05, 4.0, 1.4),

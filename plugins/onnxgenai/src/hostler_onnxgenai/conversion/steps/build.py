@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+BUILDER = "onnxruntime_genai.models.builder"
+
 
 class Listener:
     """Stands for sys.stdout: passes on what the builder prints, and tells how far it is by the layers it names."""
@@ -84,7 +86,7 @@ def run(arguments: dict[str, Any], show: Callable[..., None]) -> dict[str, Any]:
     stdout = sys.stdout
     sys.stdout = Listener(stdout, int(config.get("num_hidden_layers") or 0), show)
     try:
-        runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__", alter_sys=True)
+        runpy.run_module(BUILDER, run_name="__main__", alter_sys=True)
     except SystemExit as end:
         if end.code not in (None, 0):
             raise RuntimeError(f"the builder ended with {end.code}; the log says why") from end
