@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from hostler.api.docspage import FILES, PAGE, POLICY, START
+from hostler.plugins import Plugins
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 
@@ -75,6 +76,13 @@ def test_another_site_may_lead_here_but_not_ask_for_the_document(client: Any) ->
     assert client.simulate_get("/docs", headers=headers).status_code == 200
     assert client.simulate_get("/openapi.json", headers=headers).status_code == 403
     assert client.simulate_get("/docs", headers={"Origin": "https://evil.example"}).status_code == 403
+
+
+def test_a_browser_is_sent_nowhere_where_the_page_is_left_out(client: Any, runtime: Any) -> None:
+    runtime.plugins = Plugins()
+
+    assert client.simulate_get("/docs").status_code == 404
+    assert client.simulate_get("/", headers={"Accept": BROWSER}).json["docs"] == "/docs"
 
 
 def test_a_browser_at_the_root_is_sent_to_the_page_and_a_program_gets_json(client: Any) -> None:

@@ -36,9 +36,9 @@ class Health:
         resp.media = HealthAnswer("ready", __version__)
 
     def index(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Where to look: JSON for programs; a browser is sent on to the page that shows the whole API."""
+        """Where to look: JSON for programs; a browser is sent on to the page that shows the whole API, if it is there."""
         resp.vary = ["Accept"]
-        if _is_browser(req):
+        if _is_browser(req) and "/docs" in self._runtime.plugins.routes:
             resp.status = falcon.HTTP_302
             resp.location = "/docs"
             return

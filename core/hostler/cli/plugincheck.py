@@ -97,7 +97,7 @@ class PluginCheck:
             yield from self._checks_of(engine)
 
     def _checks_of(self, engine: EngineSpec) -> Iterator[Result]:
-        details = {"takes_messages": True} if getattr(engine, "takes_messages", False) else {}
+        details = {"takes_messages": True} if engine.takes_messages else {}
         task = Task(
             engine.engine,
             engine.sample,
