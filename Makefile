@@ -57,6 +57,7 @@ lint: $(core) $(lint_tools) ## ruff and mypy (strict on core)
 
 bench: install $(echo_engine) $(test_tools) ## the benchmarks that need no other server; see benchmarks/README.md
 	$(PY) benchmarks/bench_ring.py
+	$(PY) benchmarks/bench_cli.py
 	$(PY) benchmarks/bench_host.py
 	$(PY) benchmarks/bench_records.py
 

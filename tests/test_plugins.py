@@ -257,6 +257,16 @@ def test_choices_that_cannot_be_read_are_a_problem_and_leave_nothing_out(install
     assert "Expected `array`, got `str`" in problem.message
 
 
+def test_an_installed_plugin_that_cannot_be_registered_is_left_out(install: Install) -> None:
+    install("wrong", "from hostler import hookimpl\n@hookimpl\ndef register_engines(colour): return []\n")
+
+    plugins = load()
+
+    assert plugins.infos == []
+    assert plugins.left_out == [PluginInfo("wrong", "made_up_wrong", state="failed")]
+    assert plugins.loaded == {}
+
+
 def test_load_plugins_names_the_only_ones_to_load(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     install("one", GOOD)
     install("two", GOOD)

@@ -146,14 +146,11 @@ class Plugins:
         wanted = self._wanted(find_installed())
         calls = [partial(self._import, plugin, kept or {}, refused or {}) for plugin in wanted]
         for plugin, outcome in zip(wanted, call_each(calls), strict=True):
-            if isinstance(outcome, _Loaded) and self._fits(plugin, outcome.plugin):
-                self.loaded[plugin.name] = outcome.plugin
-                self.register(
-                    outcome.plugin, plugin.name, installed=plugin, import_s=outcome.import_s, brought=outcome.brought
-                )
-                continue
             if isinstance(outcome, BaseException):
                 self._report_import(plugin, outcome)
+            elif self._fits(plugin, outcome.plugin) and self._admit(plugin, outcome):
+                self.loaded[plugin.name] = outcome.plugin
+                continue
             self.left_out.append(PluginInfo(plugin.name, plugin.target, state="failed", installed=plugin))
 
     def _import(self, plugin: InstalledPlugin, kept: Mapping[str, Any], refused: Mapping[str, str]) -> _Loaded:
@@ -202,24 +199,33 @@ class Plugins:
         else:
             self._report(plugin.name, f"cannot be imported ({plugin.origin}): {_described(error)}", error)
 
-    def register(self, module: Any, name: str, **details: Any) -> None:
+    def _admit(self, plugin: InstalledPlugin, loaded: _Loaded) -> bool:
+        return self.register(
+            loaded.plugin, plugin.name, installed=plugin, import_s=loaded.import_s, brought=loaded.brought
+        )
+
+    def register(self, module: Any, name: str, **details: Any) -> bool:
         """Register one plugin object under a name; a second of the same name is reported and skipped.
 
         Args:
             details: Fields of its PluginInfo.
+
+        Returns:
+            False: it was skipped.
         """
         if self.manager.has_plugin(name):
             self._report(name, "cannot be registered: another plugin of that name came first; uninstall one of them")
-            return
+            return False
         try:
             self.manager.register(module, name)
         except (ValueError, pluggy.PluginValidationError) as error:
             self._report(name, f"cannot be registered: {error}")
-            return
+            return False
         for caller in self.manager.get_hookcallers(module) or ():
             if not caller.has_spec():
                 self._report(name, f"implements {caller.name}, a hook that this hostler does not have; it is never called")
         self.infos.append(PluginInfo(name, getattr(module, "__name__", repr(module)), **details))
+        return True
 
     # -- what they bring ------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from hostler.errors import ModelNotFound
 from hostler.installed import Stamp, find_installed, look_again
 from hostler.plugins import Plugins, load_plugins
 from hostler.trial import try_plugins
@@ -100,7 +101,7 @@ class Reloading:
         runtime = self._runtime
         old = runtime.plugins
         look_again()
-        found = {plugin.name: plugin for plugin in find_installed()}
+        found = {plugin.name: plugin for plugin in reversed(find_installed())}  # of two of one name the first has it
         kept = {
             name: plugin
             for name, plugin in old.loaded.items()
@@ -108,9 +109,10 @@ class Reloading:
         }
         home = runtime.settings.home
         refused = try_plugins(home) if found.keys() - kept.keys() else {}
-        for info in [*old.infos, *old.left_out]:
-            if info.installed is not None and info.name not in kept:
-                info.installed.forget()
+        gone = [info.installed for info in [*old.infos, *old.left_out] if info.installed is not None]
+        for plugin in [*gone, *found.values()]:
+            if plugin.name not in kept:
+                plugin.forget()
         fresh = load_plugins(home, kept=kept, refused=refused)
         before, after = {info.name for info in old.infos}, {info.name for info in fresh.infos}
         anew = {name for name in before & after if name in found and name not in kept}
@@ -156,8 +158,11 @@ class Reloading:
                 continue
             if engine not in owners:
                 log.warning("%s is stopped: its engine %s is gone", hosted.id, engine)
-                self._runtime.stop_model(hosted.id)
-                stopped.append(hosted.id)
+                try:
+                    self._runtime.stop_model(hosted.id)
+                    stopped.append(hosted.id)
+                except ModelNotFound:
+                    pass  # somebody has just deleted it
             elif owners[engine] in anew or owners[engine] != former.get(engine):
                 outdated.append(hosted.id)
         return sorted(stopped), sorted(outdated)

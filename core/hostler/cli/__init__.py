@@ -100,7 +100,7 @@ class CommandGroup(click.Group):
             from hostler.plugins import without_disabled
 
             home = ctx.find_root().params.get("home")
-            plugins = without_disabled(home or default_home())
+            plugins = without_disabled(home.expanduser() if home is not None else default_home())
             plugins.load_installed()
             plugins.add_commands(self)
             for problem in plugins.delays:  # every command that looks for plugins waits for them
