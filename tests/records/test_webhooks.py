@@ -279,3 +279,19 @@ def test_past_the_limit_the_oldest_are_dropped_and_the_next_of_their_subjects_ar
     assert names(store.due(target, NOW, 10)) == [("a", "model.running"), ("b", "model.starting")]
     shown = store.get(target.id)
     assert (shown.n_pending, shown.n_dropped) == (3, 1)
+
+
+def test_one_that_is_dropped_while_it_is_under_way_and_taken_all_the_same_counts_once(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, store = made(records), records.webhooks
+    under_way = store.due(target, NOW, 1)[0]
+    monkeypatch.setattr("hostler.records.webhooks.MAX_PENDING", 3)
+    publish(records, "c", "model.starting")
+    caught_up(store, target)
+    assert store.get(target.id).n_dropped == 2
+
+    store.record(target, under_way, Result(204, None), NOW)
+
+    shown = store.get(target.id)
+    assert (shown.n_pending, shown.n_delivered, shown.n_dropped) == (3, 1, 1)

@@ -277,9 +277,10 @@ class WebhookStore:
                 n_gone = 0
                 connection.execute(deliveries.update().where(mine).values(values))
             changed: dict[str, Any] = {"last_status": result.status, "last_error": result.error, "last_delivery_at": int(now)}
-            # One that was dropped meanwhile has been counted.
+            # One that was dropped while it was under way has been counted as such.
             if result.error is None:
                 changed["n_delivered"] = webhooks.c.n_delivered + 1
+                changed["n_dropped"] = webhooks.c.n_dropped - (1 - n_gone)
             elif is_over:
                 changed["n_dropped"] = webhooks.c.n_dropped + n_gone
             connection.execute(webhooks.update().where(webhooks.c.id == target.id).values(changed))
