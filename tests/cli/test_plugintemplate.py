@@ -64,6 +64,16 @@ def test_the_entry_point_names_the_module_and_the_module_the_api(tmp_path: Path)
     assert '"hostler_two_words.engine:TwoWordsEngine"' in module
 
 
+def test_hostlers_own_build_leaves_no_template_out() -> None:
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["scikit-build"]
+    folder = ROOT / "core" / "hostler" / "cli" / "template"
+
+    left_out = [path for path in folder.rglob("*") if set(path.relative_to(folder).parts) & set(build["sdist"]["exclude"])]
+
+    assert list(folder.rglob("*.txt"))
+    assert left_out == []
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_what_it_writes_passes_its_own_tests(tmp_path: Path, name: str) -> None:
     write(render(name), tmp_path)

@@ -52,8 +52,8 @@ def render(name: str) -> dict[PurePosixPath, str]:
     }
     found: dict[PurePosixPath, str] = {}
     for path, template in sorted(_templates(resources.files("hostler.cli") / "template", PurePosixPath())):
-        parts = [values["module"] if part == "module" else part for part in path.parts]
-        target = PurePosixPath(*parts).with_suffix("")
+        folders = {"module": values["module"], "suite": "tests"}  # hostler's own build leaves out what is called tests
+        target = PurePosixPath(*(folders.get(part, part) for part in path.parts)).with_suffix("")
         if not target.suffix:
             target = target.with_name(f"{target.name}.{name}")  # the model, whose suffix is its format
         found[target] = Template(template.read_text(encoding="utf-8")).substitute(values)
