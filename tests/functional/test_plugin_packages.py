@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -15,6 +16,7 @@ from support.server import Server, add_echo, hostler_environment, is_alive, run_
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).resolve().parents[2]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
 
 
@@ -26,27 +28,54 @@ def run(*command: str, cwd: Path | None = None) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tutorial's plugin, as its author would give it away."""
-    folder = tmp_path_factory.mktemp("work")
-    run(sys.executable, "-m", "hostler", "plugins", "new", "bigram", cwd=folder)
+@pytest.fixture
+def wheel(tmp_path: Path, python: str) -> Path:
+    """The tutorial's plugin, as its author would give it away: begun with the hostler that was installed."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    run(python, "-m", "hostler", "plugins", "new", "bigram", cwd=folder)
     build = [*PIP, "wheel", "--no-build-isolation", "--no-index", "--no-deps", "--wheel-dir", "dist", "."]
     run(*build, cwd=folder / "hostler-bigram")
     (found,) = (folder / "hostler-bigram" / "dist").iterdir()
     return found
 
 
+@pytest.fixture(scope="module")
+def wheels_of_hostler(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """hostler itself and echo, built from copies of their sources, as a release would be. Half a minute of C++."""
+    folder = tmp_path_factory.mktemp("sources")
+    for name in ("core", "cpp", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE"):
+        copy(ROOT / name, folder / "hostler" / name)
+    copy(ROOT / "plugins" / "echo", folder / "echo")
+    build = [*PIP, "wheel", "--no-build-isolation", "--no-index", "--no-deps", "--wheel-dir", str(folder / "dist")]
+    run(*build, str(folder / "hostler"), str(folder / "echo"))
+    return sorted((folder / "dist").iterdir())
+
+
+def copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info", "build"))
+    else:
+        shutil.copy(source, target)
+
+
 @pytest.fixture
-def python(tmp_path: Path) -> str:
-    """The interpreter of a fresh virtual environment, in which hostler and what it needs are found where these tests have
-    them: building hostler once more would take minutes. What pip installs goes into the fresh one and nowhere else."""
-    folder = tmp_path / "venv"
+def python(tmp_path: Path, wheels_of_hostler: list[Path]) -> str:
+    """The interpreter of a fresh virtual environment with hostler and echo. What these need is found where these tests have
+    it, by links to all that is neither hostler nor one of its plugins."""
+    folder, beside = tmp_path / "venv", tmp_path / "beside"
     run(sys.executable, "-m", "venv", "--without-pip", str(folder))
+    beside.mkdir()
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if "hostler" not in path.name and path.suffix != ".pth":
+            (beside / path.name).symlink_to(path)
     paths = sysconfig.get_paths(vars={"base": str(folder), "platbase": str(folder), "installed_base": str(folder)})
-    here = sysconfig.get_path("purelib")
-    Path(paths["purelib"], "beside.pth").write_text(f"import site; site.addsitedir({here!r})\n")
-    return str(Path(paths["scripts"], "python"))
+    Path(paths["purelib"], "beside.pth").write_text(f"{beside}\n")
+    python = str(Path(paths["scripts"], "python"))
+    run(*PIP, "--python", python, "install", "--no-index", *map(str, wheels_of_hostler))
+    assert run(python, "-c", "import hostler; print(hostler.__file__)").startswith(str(folder))
+    return python
 
 
 def plugins_of(python: str, home: Path) -> dict[str, str]:
@@ -67,6 +96,7 @@ def test_a_plugin_comes_and_goes_beside_a_server_whose_other_models_run_on(tmp_p
     with serving(home, python=python) as server:
         assert say(server, "echo", "before") == "before"
         pid = server.worker_pid("echo")
+        assert set(plugins_of(python, home).values()) == {"ok"}
         assert "bigram" not in plugins_of(python, home)
 
         # It comes: installed with its dependency on hostler looked at, seen by the server, checked, pulled, talked to.
