@@ -29,6 +29,7 @@ def test_a_thread_and_its_messages_tell_of_themselves(records, told):
     records.messages.append(made.id, [says("two", id="m2")])
     changed = records.messages.modify(made.id, "m1", content=[TextPart(Text("new"))])
     renamed = records.threads.modify(made.id, title="b")
+    bodies = [body for _, _, body in told()]
     records.messages.delete(made.id, "m2")
     records.threads.delete(made.id)
 
@@ -43,12 +44,27 @@ def test_a_thread_and_its_messages_tell_of_themselves(records, told):
         ("message.deleted", made.id),
         ("thread.deleted", made.id),
     ]
-    bodies = [body for _, _, body in events]
     assert bodies[0] == msgspec.to_builtins(made)
     assert bodies[3] == msgspec.to_builtins(changed)
     assert bodies[4] == msgspec.to_builtins(renamed)
-    assert (bodies[5]["id"], bodies[5]["deleted"], bodies[5]["content"][0]["text"]["value"]) == ("m2", True, "two")
-    assert (bodies[6]["id"], bodies[6]["deleted"], bodies[6]["title"]) == (made.id, True, "b")
+    assert [body.get("deleted", False) for _, _, body in events] == [False] * 5 + [True] * 2
+
+
+def test_what_was_said_is_not_told_again_once_it_is_deleted(records, told):
+    made = records.threads.create(title="secret", messages=[says("secret one", id="m1"), says("secret two", id="m2")])
+    other = records.threads.create(title="stays", messages=[says("stays", id="m1")])
+
+    records.messages.delete(made.id, "m1")
+
+    assert [body["content"] == [] for name, subject, body in told() if name == "message.created"] == [True, False, False]
+
+    records.threads.delete(made.id)
+
+    logged = told()
+    assert len(logged) == 7
+    assert not any("secret" in msgspec.json.encode(body).decode() for _, _, body in logged)
+    assert [body["id"] for _, subject, body in logged if subject == made.id] == [made.id, "m1", "m2", "m1", made.id]
+    assert [body.get("title") for _, subject, body in logged if subject == other.id] == ["stays", None]
 
 
 def test_assistants_and_the_answers_of_runs_tell_of_themselves(records, told):

@@ -282,7 +282,9 @@ def _create(path: Path) -> None:
 
 def _prepare(driver: Any, record: Any) -> None:
     del record
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    # Deleted text is overwritten, not just unlinked; the log that a large transaction blew up is cut down again.
+    pragmas = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=FAST", "journal_size_limit=67108864")
+    for pragma in pragmas:
         driver.execute(f"PRAGMA {pragma}").close()
 
 

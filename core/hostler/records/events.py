@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import msgspec
 from msgspec import Struct
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, update
 
 from hostler.records.database import OUTBOX, Database
 from hostler.records.rows import now
@@ -19,6 +21,16 @@ from hostler.records.tables import events
 
 NUMBERING = 4703171
 """PostgreSQL's advisory lock around the numbering of events; any number, the same in all."""
+
+
+_TALK = ("thread", "message")
+"""Nouns of the events whose bodies hold what people say."""
+_SAID: dict[str, Any] = {"content": [], "title": ""}
+"""The fields that hold it -> what is left of them."""
+
+
+def _emptied(told: dict[str, Any]) -> dict[str, Any]:
+    return {name: nothing for name, nothing in _SAID.items() if name in told}
 
 
 class LoggedEvent(Struct, frozen=True):
@@ -64,6 +76,21 @@ class EventLog:
         """
         with self._database.write() as connection:
             self.append(connection, name, subject, body)
+
+    def forget(self, connection: Connection, thread_id: str, message_id: str | None = None) -> None:
+        """Take what was said in a thread, or in one message of it, out of its events; that they happened stays.
+
+        In a write() of another store, like `append`. Deliveries that wait have copies and go out as they are.
+        """
+        is_told = (events.c.subject == thread_id) & or_(*(events.c.name.startswith(f"{noun}.") for noun in _TALK))
+        emptied = []
+        for row in connection.execute(select(events.c.id, events.c.body).where(is_told)):
+            told = msgspec.json.decode(row.body)
+            if message_id is None or told["id"] == message_id:
+                emptied.append({"event_id": row.id, "emptied": msgspec.json.encode({**told, **_emptied(told)})})
+        if emptied:
+            change = update(events).where(events.c.id == bindparam("event_id")).values(body=bindparam("emptied"))
+            connection.execute(change, emptied)
 
     def after(self, event_id: int, limit: int) -> list[LoggedEvent]:
         """The next events after an id, the oldest first."""

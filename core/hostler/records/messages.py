@@ -140,7 +140,9 @@ class MessageStore:
             touch_thread(connection, thread_id)
             message = _find(connection, thread_id, message_id, is_locking=True)
             connection.execute(delete(messages).where(_is(thread_id, message_id)))
-            self._events.append(connection, "message.deleted", thread_id, deleted_body(message))
+            self._events.forget(connection, thread_id, message_id)
+            gone = structs.replace(message, content=[])
+            self._events.append(connection, "message.deleted", thread_id, deleted_body(gone))
         return Deleted(message_id, "thread.message.deleted")
 
     def files(self, thread_id: str, message_id: str, page: PageRequest) -> Page[MessageFile]:

@@ -165,7 +165,9 @@ class ThreadStore:
             touch_thread(connection, thread_id)
             thread = _find(connection, thread_id)
             connection.execute(delete(threads).where(threads.c.id == thread_id))
-            self._events.append(connection, "thread.deleted", thread_id, deleted_body(thread))
+            self._events.forget(connection, thread_id)
+            gone = structs.replace(thread, title="")
+            self._events.append(connection, "thread.deleted", thread_id, deleted_body(gone))
         return Deleted(thread_id, "thread.deleted")
 
     def _change_messages(self, connection: Connection, thread_id: str, given: Sequence[NewMessage]) -> None:
