@@ -19,7 +19,9 @@ from hostler.domain import MemoryEstimate
 from hostler.engine import EngineSettings, EngineSpec, ModelFiles
 from hostler.errors import EngineUnavailable, InsufficientMemory, StartCancelled
 from hostler.hosted import HostedModel, StartAttempt
-from hostler.ledger import Grant, Ledger
+from hostler.ledger import AUTO_CTX_LEN, Grant, Ledger
+from hostler.library.fields import AUTO
+from hostler.library.manifest import Manifest
 from hostler.worker.wire import PromptSettings
 
 PATIENCE_S = 0.2
@@ -46,6 +48,31 @@ class Plan(msgspec.Struct, frozen=True):
     def prompt_settings(self, chosen: dict[str, Any]) -> PromptSettings:
         """How messages become text; only what was set counts, defaults would hide the file's template."""
         return PromptSettings(**{name: chosen[name] for name in _PROMPT_FIELDS if name in chosen})
+
+
+def wanted_ctx_len(ctx_len: int | str, limit: int, spec: EngineSpec | None) -> int:
+    """The context that a setting asks for, before memory is asked.
+
+    Args:
+        ctx_len: The setting: tokens, 0 (the file's) or auto.
+        limit: What the file allows; 0: unknown.
+        spec: The engine; None: there is none.
+    """
+    if ctx_len in (AUTO, 0) and spec is not None and spec.takes_messages:
+        return limit  # 0: whoever answers knows it
+    if ctx_len == AUTO:
+        return min(limit or AUTO_CTX_LEN, AUTO_CTX_LEN)
+    if ctx_len == 0:
+        return limit or AUTO_CTX_LEN
+    return min(int(ctx_len), limit) if limit else int(ctx_len)
+
+
+def context_limit(spec: EngineSpec | None, files: ModelFiles | None, manifest: Manifest) -> int:
+    """The context that a model's file allows, by its engine or, where that does not say, by its manifest; 0: unknown."""
+    if spec is not None and spec.context_length is not None and files is not None:
+        return spec.context_length(Path(files.primary))
+    known = manifest.metadata.get("context_length")
+    return int(known) if isinstance(known, int | str) and str(known).isdigit() else 0
 
 
 class Placement:

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -24,7 +23,7 @@ from hostler import typeinfo
 from hostler.config import Settings
 from hostler.domain import EmbedRequest, GenerateRequest, Lifecycle, Message, Priority
 from hostler.embedding import Embedding
-from hostler.engine import EngineSpec, ModelFiles
+from hostler.engine import EngineSpec
 from hostler.errors import (
     EmbeddingsDisabled,
     EngineUnavailable,
@@ -37,20 +36,20 @@ from hostler.errors import (
 from hostler.events import EventBus
 from hostler.generation import Generation
 from hostler.hosted import HostedModel, StartAttempt
-from hostler.ledger import AUTO_CTX_LEN, Ledger
+from hostler.ledger import Ledger
 from hostler.library.changes import Change
 from hostler.library.fields import AUTO, settings_with_defaults, validate_settings
-from hostler.library.pulls import PullJob
 from hostler.library.store import Library, LibraryEntry
 from hostler.listeners import Listeners
 from hostler.modelcache import ModelCache
-from hostler.placement import Placement, Plan
+from hostler.placement import Placement, Plan, context_limit, wanted_ctx_len
 from hostler.plugins import Plugins
 from hostler.records.store import Records
 from hostler.reloading import Reloaded, Reloading
 from hostler.request import RESUBMITS, HostedRequest
 from hostler.runs import Runs
 from hostler.scheduler import RequestBudget, Ticket
+from hostler.snapshots import pull_view, view_of
 from hostler.sources.contract import SourceContext
 from hostler.views import ModelChanges as ModelChanges
 from hostler.views import ModelView as ModelView
@@ -251,12 +250,12 @@ class Runtime:
         )
         if is_waiting:
             job.result()
-        return _pull_view(job)
+        return pull_view(job)
 
     def pull(self, model_id: str) -> PullView | None:
         """The running or last download of a model, by any of its names."""
         job = self.library.job(model_id)
-        return _pull_view(job) if job is not None else None
+        return pull_view(job) if job is not None else None
 
     def cancel_pull(self, model_id: str) -> bool:
         """Stop a running download and remove what arrived. False: none was running."""
@@ -619,30 +618,13 @@ class Runtime:
             )
             raise ModelLoadFailed(f"No installed engine runs {manifest.id}, whose format is {manifest.format!r}: {why}")
         settings = settings_with_defaults({**manifest.settings, **overrides})
-        limit = self._context_limit(spec, files, entry)
+        limit = context_limit(spec, files, manifest)
         is_auto = settings["ctx_len"] == AUTO
-        wanted = self._wanted_ctx_len(settings["ctx_len"], limit, spec)
+        wanted = wanted_ctx_len(settings["ctx_len"], limit, spec)
         return Plan(spec, files, settings, is_auto, wanted)
 
     def _engine_of(self, entry: LibraryEntry) -> EngineSpec | None:
         return self.plugins.engine_for(entry.manifest.engine_format, entry.manifest.engine or None)
-
-    @staticmethod
-    def _wanted_ctx_len(ctx_len: int | str, limit: int, spec: EngineSpec | None) -> int:
-        if ctx_len in (AUTO, 0) and spec is not None and spec.takes_messages:
-            return limit  # 0: whoever answers knows it
-        if ctx_len == AUTO:
-            return min(limit or AUTO_CTX_LEN, AUTO_CTX_LEN)
-        if ctx_len == 0:
-            return limit or AUTO_CTX_LEN
-        return min(int(ctx_len), limit) if limit else int(ctx_len)
-
-    @staticmethod
-    def _context_limit(spec: EngineSpec | None, files: ModelFiles | None, entry: LibraryEntry) -> int:
-        if spec is not None and spec.context_length is not None and files is not None:
-            return spec.context_length(Path(files.primary))
-        known = entry.manifest.metadata.get("context_length")
-        return int(known) if isinstance(known, int | str) and str(known).isdigit() else 0
 
     def _stop(self, hosted: HostedModel, *, only_if_idle: bool = False, is_reload: bool = False) -> bool:
         is_mine, worker = hosted.begin_stop(only_if_idle=only_if_idle, is_reload=is_reload)
@@ -673,65 +655,12 @@ class Runtime:
                     self._stop_idle(hosted)
 
     def _view(self, entry: LibraryEntry) -> ModelView:
-        manifest = entry.manifest
-        hosted = self._hosted.get(manifest.id)
-        spec = self._engine_of(entry)
-        settings = settings_with_defaults(manifest.settings)
-        if hosted is None or not entry.is_downloaded or hosted.lifecycle in {Lifecycle.DOWNLOADED, Lifecycle.STOPPED}:
-            at_rest = hosted.resting if hosted is not None and entry.is_downloaded else entry.lifecycle
-            return ModelView(
-                manifest=manifest,
-                lifecycle=at_rest,
-                resting=at_rest,
-                engine=spec.name if spec is not None else "",
-                ctx_len=self._wanted_ctx_len(settings["ctx_len"], self._context_limit(None, None, entry), spec),
-                n_parallel=settings["n_parallel"],
-                last_error=hosted.last_error if hosted is not None else self._pull_error(manifest.id),
-                is_catalogue=entry.is_catalogue,
-            )
-        with hosted.changed:
-            running = {**settings, **(hosted.chosen if hosted.worker is not None else {})}
-            limit = self._context_limit(None, None, entry)
-            wanted = self._wanted_ctx_len(running["ctx_len"], limit, spec)
-            is_changed = running["ctx_len"] != settings["ctx_len"]
-            n_in_flight, n_queued = hosted.queue.n_in_flight, hosted.queue.n_queued
-            return ModelView(
-                manifest=manifest,
-                lifecycle=hosted.lifecycle,
-                resting=hosted.resting,
-                engine=hosted.engine or (spec.name if spec is not None else ""),
-                ctx_len=hosted.info.n_ctx if hosted.info else hosted.grant.ctx_len if hosted.grant else wanted,
-                n_parallel=hosted.info.n_slots if hosted.info else running["n_parallel"],
-                next_ctx_len=self._wanted_ctx_len(settings["ctx_len"], limit, spec) if is_changed else 0,
-                run=running,
-                last_error=hosted.last_error,
-                pid=hosted.worker.pid if hosted.worker is not None else None,
-                info=hosted.info,
-                memory_bytes=hosted.grant.estimate.total_bytes if hosted.grant else 0,
-                n_active=n_in_flight - n_queued,
-                n_queued=n_queued,
-                idle_s=hosted.clock() - hosted.last_used if hosted.is_idle else None,
-                is_catalogue=entry.is_catalogue,
-                started_at=hosted.started_at,
-            )
+        model_id = entry.manifest.id
+        return view_of(entry, self._hosted.get(model_id), self._engine_of(entry), pull_error=self._pull_error(model_id))
 
     def _pull_error(self, model_id: str) -> str | None:
         job = self.library.job(model_id)
         return job.error.message if job is not None and job.error is not None else None
-
-
-def _pull_view(job: PullJob) -> PullView:
-    progress = job.progress()
-    return PullView(
-        id=progress.id,
-        lifecycle=progress.lifecycle,
-        files=tuple((file.filename, file.url, file.total_bytes, file.done_bytes) for file in progress.files),
-        total_bytes=progress.total_bytes,
-        done_bytes=progress.done_bytes,
-        speed=progress.speed,
-        elapsed_s=progress.elapsed_s,
-        error=progress.error,
-    )
 
 
 def _formats_of(plugins: Plugins) -> set[str]:
