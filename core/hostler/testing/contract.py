@@ -296,10 +296,6 @@ class EngineContract:
             raise ContractError(f"{when}: the answers part at token {split}, {text}: {_texts(expected, got)}")
         raise ContractError(f"{when}: the answers differ: {_texts(expected, got)}")
 
-    def with_settings(self, **changes: object) -> EngineSettings:
-        """The settings with some changed."""
-        return msgspec.structs.replace(self.settings, **changes)
-
     def _note_progress(self, fraction: float) -> bool:
         self.progress.append(fraction)
         return True
