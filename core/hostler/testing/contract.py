@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, cast
 
-import msgspec
-
 from hostler.domain import Message, SamplingParams
 from hostler.engine import Engine, EngineInfo, EngineSettings, MessageEngine, ModelFiles, RawPrompt, Vectors
 from hostler.testing.driving import ContractError, Driver
