@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hostler import EngineInfo, EngineSettings, Message, ModelFiles, RawPrompt, SamplingParams
+from hostler import EngineInfo, EngineSettings, HostlerError, Message, ModelFiles, RawPrompt, SamplingParams
 from hostler.testing import Driver, RecordingSequence
 from hostler_remote.engine import RemoteEngine
 
@@ -102,3 +102,10 @@ def load(write: Callable[..., Path]) -> Iterator[Load]:
 @pytest.fixture
 def asked(load: Load) -> Asked:
     return load()
+
+
+def failed(asked: Asked, **fields: object) -> HostlerError:
+    """The error that an answer ends with."""
+    sequence = asked.ask(**fields)
+    assert sequence.error is not None, f"it ended with {sequence.reason}: {sequence.text!r}"
+    return sequence.error
