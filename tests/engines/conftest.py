@@ -1,0 +1,80 @@
+"""One server with a small model of each engine in this tree, made by its plugin's own samples and tests."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from hostler.api.app import create_app
+from hostler.config import load_settings
+from hostler.plugins import get_plugins
+from hostler.runtime import Runtime
+from hostler.server import HttpServer, open_sockets, url_of
+
+ENGINES = ("echo", "llamacpp", "onnxgenai")
+SETTINGS = {"ctx_len": 512, "n_parallel": 4, "n_batch": 64}
+DEADLINE_S = 60.0
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def make_model(engine: str, runtime: Runtime, folder: Path) -> str:
+    """A small model of an engine; its path."""
+    folder.mkdir()
+    if engine == "llamacpp":  # its sample has none, a sound one is large; its own tests write a tiny one
+        path = ROOT / "plugins" / "llamacpp" / "tests" / "tiny_models.py"
+        spec = importlib.util.spec_from_file_location("llamacpp_tiny_models", path)
+        assert spec is not None
+        assert spec.loader is not None
+        tiny_models = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(tiny_models)
+        return str(tiny_models.write_llama(folder / "tiny.gguf"))
+    if engine == "echo":  # as slow as one that computes, or nothing could be cancelled in time
+        path = folder / "slow.echo"
+        path.write_text('{"manners": {"delay_s": 0.002}}')
+        return str(path)
+    module, _, function = runtime.plugins.engines[engine].sample.partition(":")
+    return str(getattr(importlib.import_module(module), function)(folder).files.primary)
+
+
+@pytest.fixture(scope="session")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The server's address; each model has its engine's name as its id."""
+    folder = tmp_path_factory.mktemp("engines")
+    settings = load_settings(folder / "home", environ={}).replace(stop_timeout_s=5)
+    runtime = Runtime(settings, get_plugins())
+    for engine in ENGINES:
+        runtime.import_model(make_model(engine, runtime, folder / engine), engine)
+    sockets = open_sockets("127.0.0.1", 0)
+    server = HttpServer(create_app(runtime, settings), sockets, settings)
+    server.start()
+    yield url_of(sockets)
+    runtime.close(0)
+    server.close()
+    for listener in sockets:
+        listener.close()
+
+
+@pytest.fixture(scope="session")
+def http(url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, timeout=DEADLINE_S, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="unused", timeout=DEADLINE_S, max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(params=ENGINES)
+def model(request: pytest.FixtureRequest, http: httpx.Client) -> Any:
+    """A model that runs, once for each engine."""
+    answer = http.put(f"/v1/models/{request.param}/start", json=SETTINGS)
+    assert answer.json()["state"] == "running", answer.text
+    return request.param
