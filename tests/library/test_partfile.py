@@ -52,6 +52,21 @@ def test_a_part_goes_on_where_a_killed_pull_stopped_when_the_hash_is_known(tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["x.gguf"]
 
 
+@pytest.mark.parametrize("n_lines", [2, 4])
+def test_a_part_goes_on_where_a_pull_was_killed_before_the_line_of_a_whole_chunk(tmp_path, n_lines):
+    begin(tmp_path, 500, sha256=DIGEST)
+    log = tmp_path / "x.gguf.part.log"
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[: 1 + n_lines]))
+
+    with reopened(tmp_path, sha256=DIGEST) as part:
+        assert part.size == 500
+        part.write(DATA[500:])
+        assert part.sha256 == DIGEST
+
+    with reopened(tmp_path) as part:
+        assert part.size == 1000
+
+
 def test_bytes_behind_the_last_proof_are_dropped_when_nothing_can_verify_them(tmp_path):
     begin(tmp_path, 555)
 

@@ -99,6 +99,8 @@ class PartFile:
         # Rewritten whole: torn or disproved lines go, and the new lines have one place to be appended to.
         self._write_log([line for line in lines if line.end <= proven])
         self._logged = proven
+        if self.size - self._logged >= self._chunk_bytes:
+            self.record()  # killed between a chunk's last byte and its line: `write` counts on room in the chunk
 
     def start(self, identity: Identity) -> None:
         """Begin from nothing; what was here is another version, or was found bad."""
