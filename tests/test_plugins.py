@@ -132,7 +132,7 @@ def test_a_plugin_whose_source_is_no_python_is_named_and_skipped(install: Instal
     [
         ("made_up_nowhere_at_all", "ModuleNotFoundError"),
         ("made_up_pointer:missing_name", "AttributeError"),
-        ("not an import path!", "'NoneType'"),
+        ("not an import path!", "Error: "),
     ],
 )
 def test_an_entry_point_that_leads_nowhere_is_named_and_skipped(install: Install, entry_point: str, reason: str) -> None:
@@ -157,17 +157,17 @@ def test_of_two_plugins_of_one_name_the_second_is_reported(install: Install) -> 
 
 
 def test_a_plugin_whose_import_hangs_is_named_with_the_place_and_skipped(install: Install, impatient: None) -> None:
-    install("asleep", "import threading\nthreading.Event().wait()\n")
+    install("dozing", "import threading\nthreading.Event().wait()\n")
     install("good", GOOD)
 
     plugins = load()
 
     assert list(plugins.engines) == ["good"]
     (message,) = messages(plugins)
-    assert message.startswith("plugin 'asleep' is skipped: its import did not return within 1.5 s; it stands at ")
-    assert "made_up_asleep.py:2, in <module>" in message
-    assert message.endswith("`hostler plugins disable asleep` leaves it out")
-    assert plugins.left_out == [PluginInfo("asleep", "made_up_asleep", state="failed")]
+    assert message.startswith("plugin 'dozing' is skipped: its import did not return within 1.5 s; it stands at ")
+    assert "made_up_dozing.py:2, in <module>" in message
+    assert message.endswith("`hostler plugins disable dozing` leaves it out")
+    assert plugins.left_out == [PluginInfo("dozing", "made_up_dozing", state="failed")]
 
 
 def test_a_plugin_tells_what_its_import_loaded_beside_itself(install: Install, tmp_path: Path) -> None:
