@@ -6,4 +6,4 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background of a script: children would inherit it, and tests of Ctrl-C could not be.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["support.fixtures", "support.postgresql", "support.weights"]
+pytest_plugins = ["support.fixtures", "support.modules", "support.postgresql", "support.weights"]
