@@ -365,7 +365,10 @@ class HttpServer:
             time.sleep(0.01)  # a poll with a deadline: waitress has no event for this
         self._dispatcher.shutdown(timeout=max(0.0, deadline - time.monotonic()))
         # On the loop's thread: set here, the loop could see it and close the trigger before it is pulled.
-        self._listeners[0].trigger.pull_trigger(self._end_loop)
+        try:
+            self._listeners[0].trigger.pull_trigger(self._end_loop)
+        except OSError:
+            pass  # the loop was awake, found what it shall do before it was pulled, and has closed the trigger
         self._thread.join(FLUSH_TIMEOUT_S)
 
     def _channels(self) -> list[Any]:

@@ -84,7 +84,9 @@ class CallTable:
         Args:
             unavailable: Makes the error of a worker that is gone.
         """
-        self._sender = sender
+        # None once the worker has ended: it knows this table, and a circle would keep its shared memory until the garbage
+        # collector comes by.
+        self._sender: Sender | None = sender
         self.unavailable = unavailable
         self._lock = threading.Lock()  # protects both below
         self._open: dict[int, PendingCall] = {}
@@ -119,8 +121,9 @@ class CallTable:
                 raise self.unavailable()
             call = PendingCall(self, next(self._ids), name)
             self._open[call.id] = call
+        sender = self._sender
         try:
-            if not self._sender.send(message(call.id)):
+            if sender is None or not sender.send(message(call.id)):
                 raise self.unavailable()
         except BaseException:
             with self._lock:
@@ -142,13 +145,15 @@ class CallTable:
         with self._lock:
             is_open = self._open.pop(call.id, None) is not None and not self._has_ended
         call.end()
-        if is_open and call.name == "embed":
-            self._sender.send(CancelCall(call.id))
+        sender = self._sender
+        if sender is not None and is_open and call.name == "embed":
+            sender.send(CancelCall(call.id))
 
     def worker_ended(self) -> None:
         """The process is gone: whoever waits is told."""
         with self._lock:
             self._has_ended = True
+            self._sender = None
             calls = list(self._open.values())
             self._open.clear()
         for call in calls:
