@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
@@ -132,7 +133,7 @@ def test_a_plugin_whose_source_is_no_python_is_named_and_skipped(install: Instal
     [
         ("made_up_nowhere_at_all", "ModuleNotFoundError"),
         ("made_up_pointer:missing_name", "AttributeError"),
-        ("not an import path!", "Error: "),
+        ("not an import path!", "'NoneType'|Invalid object reference"),
     ],
 )
 def test_an_entry_point_that_leads_nowhere_is_named_and_skipped(install: Install, entry_point: str, reason: str) -> None:
@@ -141,7 +142,7 @@ def test_an_entry_point_that_leads_nowhere_is_named_and_skipped(install: Install
     (message,) = messages(load())
 
     assert message.startswith("plugin 'pointer' cannot be imported")
-    assert reason in message
+    assert re.search(reason, message)  # Python's own reader of entry points has other words than the package's
 
 
 def test_of_two_plugins_of_one_name_the_second_is_reported(install: Install) -> None:

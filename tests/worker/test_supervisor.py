@@ -389,13 +389,7 @@ def test_fifty_starts_and_stops_leave_no_descriptor_thread_or_memory_behind(tmp_
     for _ in range(50):
         once()
     wait_until(
-        # Fewer are fine: what earlier tests left may end meanwhile.
-        lambda: all(
-            now <= then
-            for now, then in zip(
-                (process.num_fds(), threading.active_count(), shared_memory_mappings()), before, strict=True
-            )
-        ),
+        lambda: (process.num_fds(), threading.active_count(), shared_memory_mappings()) == before,
         "the return of every descriptor, thread and mapping",
     )
     assert process.children() == children
