@@ -49,6 +49,14 @@ class EngineSettings(msgspec.Struct, frozen=True):
     mlock: bool = False
     cache_type: str = "f16"
     caching_enabled: bool = True
+    cache_ram_bytes: int = 0
+    """Main memory for prompts' beginnings that lie in no slot; 0: none is kept."""
+    cache_disk_bytes: int = 0
+    """Disk for them, in `cache_folder`; 0: none is kept."""
+    cache_folder: str = ""
+    """Where PrefixFiles keeps what this engine finds again after a restart; empty: nowhere."""
+    model_digest: str = ""
+    """Of the model's files: other content, other digest. Part of what kept prefixes are found by."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, ...; anything but auto is a demand that fails when it cannot be met."""
     extra: dict[str, Any] = {}
@@ -111,6 +119,8 @@ class SequenceSink(Protocol):
     """`seed` is never SEED_RANDOM here: the worker has drawn one. `stop` and `max_tokens` are not the engine's business."""
     cache_prompt: bool
     """False: do not reuse another request's KV for this prompt."""
+    n_pinned: int
+    """So many first tokens of the prompt are pinned: their KV is the last to be evicted. 0: none."""
     raw: RawPrompt | None
     """For a MessageEngine, whose sequences have no tokens; None for all others."""
 

@@ -36,6 +36,7 @@ class RecordingSequence:
         raw: RawPrompt | None = None,
         n_ctx: int | None = None,
         cache_prompt: bool = True,
+        n_pinned: int = 0,
         stop_after: int | None = None,
         sequence_id: int | None = None,
     ) -> None:
@@ -47,6 +48,7 @@ class RecordingSequence:
             raw: What an engine that takes messages gets.
             n_ctx: The engine's `EngineInfo.n_ctx`; prompt and answer together never exceed it. None: no limit.
             cache_prompt: As in SequenceSink.
+            n_pinned: As in SequenceSink.
             stop_after: `push` gives False at this many tokens, as if the reader had had enough. None: never.
             sequence_id: None: the next free one.
         """
@@ -57,6 +59,7 @@ class RecordingSequence:
         self.tokens: Sequence[int] = tuple(tokens)
         self.params: SamplingParams = params
         self.cache_prompt: bool = cache_prompt
+        self.n_pinned: int = n_pinned
         self.raw: RawPrompt | None = raw
 
         self.n_cached: int | None = None

@@ -63,6 +63,7 @@ class RingSequence:
         self.tokens: Sequence[int] = ()
         self.params = SamplingParams()
         self.cache_prompt = True
+        self.n_pinned = 0
         self.raw: RawPrompt | None = None
         self.is_paused = False
         self.is_over = False
