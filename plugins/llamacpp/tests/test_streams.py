@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from hostler.testing import RecordingSequence
@@ -76,6 +77,29 @@ def test_swap_keeps_what_lies_in_both_streams(load: Callable[..., Loaded]) -> No
 
     for fresh, sequence in zip(expected, sequences, strict=True):
         assert_same_answer(fresh, sequence, TOLERANCE)
+
+
+def test_truncated_stream_goes_on_as_if_the_tokens_had_never_been_there(llama: Loaded) -> None:
+    tokens = prompt(60, 13)
+    expected = llama.answer(tokens, cache_prompt=False)
+    sequence = llama.sequence(tokens, cache_prompt=False)
+    driver = llama.driver()
+    driver.add(sequence)
+    driver.step_until(lambda: len(sequence.token_ids) >= 4)
+    streams = llama.engine._streams
+    (stream,) = (stream for stream in streams.all if stream.is_active)
+    n_tokens = stream.n_tokens
+    batch = llama.engine._batch
+    batch.clear()
+    batch.add(stream.number, n_tokens, np.array(prompt(5, 14), np.int32), wants_output=True)
+    llama.engine._decode()
+    stream.extend(prompt(5, 14))
+
+    assert streams.can_truncate
+    streams.truncate(stream, n_tokens)
+    driver.run()
+
+    assert_same_answer(expected, sequence, TOLERANCE)
 
 
 # -- prefixes -----------------------------------------------------------------------------------------------------------

@@ -108,6 +108,26 @@ class Streams:
         if not keeps:
             self._clear(stream)
 
+    @property
+    def can_truncate(self) -> bool:
+        """Whether `truncate` works: every layer keeps every position."""
+        return self._can_roll_back and not self._n_swa
+
+    def truncate(self, stream: Stream, n_tokens: int) -> None:
+        """Take a stream's last tokens back, such as drafts that were not accepted; only where `can_truncate`.
+
+        Args:
+            n_tokens: How many stay; the stream has at least so many.
+
+        Raises:
+            RuntimeError: llama.cpp refused.
+        """
+        if n_tokens == stream.n_tokens:
+            return
+        if not short.llama_memory_seq_rm(self._memory, stream.number, n_tokens, -1):
+            raise RuntimeError(f"llama.cpp would not take back the tokens after {n_tokens} of stream {stream.number}")
+        stream.n_tokens = n_tokens
+
     def _victim_rank(self, stream: Stream) -> tuple[int, int]:
         # Empty ones first, those next to running ones before others (no hole); then the one unused for longest.
         if stream.n_tokens:
