@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hostler.batching import Cache, Pace, Packing, choose_cache, common_prefix, share_out
+    from hostler.batching import Cache, Pace, Packing, Turn, choose_cache, common_prefix, pass_by, share_out
     from hostler.cli.client import connect, model_path
     from hostler.cli.ondisk import LocalModel, find_model
     from hostler.cli.options import home_option, json_option, print_json, print_table, read_settings, show_bytes, show_seconds
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from hostler.domain import (
         SEED_RANDOM,
         FinishReason,
+        FormatKind,
         MemoryEstimate,
         MemoryUse,
         Message,
+        OutputFormat,
         SamplingParams,
         Timings,
         TokenLogprob,
@@ -30,17 +32,20 @@ if TYPE_CHECKING:
     )
     from hostler.engine import (
         API_VERSION,
+        Constraint,
         DeviceProbe,
         Engine,
         EngineInfo,
         EngineProbe,
         EngineSettings,
         EngineSpec,
+        GuidedEngine,
         MessageEngine,
         ModelFiles,
         Progress,
         RawPrompt,
         SequenceSink,
+        TokenTable,
         Vectors,
     )
     from hostler.errors import (
@@ -68,12 +73,14 @@ if TYPE_CHECKING:
     from hostler.library.gguf import GgufHeader, GgufTensor, read_gguf_header, read_gguf_tensors
     from hostler.listening import Event, ListenerSpec
     from hostler.mounts import RoutesContext, RoutesSpec
+    from hostler.prefixtree import PrefixNode, PrefixTree
+    from hostler.prefixfiles import PrefixFiles, StoredPrefix, prefix_id
     from hostler.sources.contract import RemoteFile, ResolvedSource, SourceContext, SourceSpec
 
 __version__ = "0.1.0"
 
 _HOME_OF = {
-    "hostler.batching": ("Cache", "Pace", "Packing", "choose_cache", "common_prefix", "share_out"),
+    "hostler.batching": ("Cache", "Pace", "Packing", "Turn", "choose_cache", "common_prefix", "pass_by", "share_out"),
     "hostler.cli.client": ("connect", "model_path"),
     "hostler.cli.ondisk": ("LocalModel", "find_model"),
     "hostler.cli.options": (
@@ -82,12 +89,14 @@ _HOME_OF = {
     "hostler.config": ("Settings",),
     "hostler.cores": ("usable_cores",),
     "hostler.domain": (
-        "SEED_RANDOM", "FinishReason", "MemoryEstimate", "MemoryUse", "Message", "SamplingParams", "Timings",
+        "SEED_RANDOM", "FinishReason", "FormatKind", "MemoryEstimate", "MemoryUse", "Message", "OutputFormat",
+        "SamplingParams", "Timings",
         "TokenLogprob", "TopLogprob", "Usage",
     ),
     "hostler.engine": (
-        "API_VERSION", "DeviceProbe", "Engine", "EngineInfo", "EngineProbe", "EngineSettings",
-        "EngineSpec", "MessageEngine", "ModelFiles", "Progress", "RawPrompt", "SequenceSink", "Vectors",
+        "API_VERSION", "Constraint", "DeviceProbe", "Engine", "EngineInfo", "EngineProbe", "EngineSettings",
+        "EngineSpec", "GuidedEngine", "MessageEngine", "ModelFiles", "Progress", "RawPrompt", "SequenceSink", "TokenTable",
+        "Vectors",
     ),
     "hostler.errors": (
         "ConfigError", "ContextLengthExceeded", "DownloadFailed", "EmbeddingsDisabled", "EngineFailed", "EngineUnavailable",
@@ -99,21 +108,24 @@ _HOME_OF = {
     "hostler.library.gguf": ("GgufHeader", "GgufTensor", "read_gguf_header", "read_gguf_tensors"),
     "hostler.listening": ("Event", "ListenerSpec"),
     "hostler.mounts": ("RoutesContext", "RoutesSpec"),
+    "hostler.prefixtree": ("PrefixNode", "PrefixTree"),
+    "hostler.prefixfiles": ("PrefixFiles", "StoredPrefix", "prefix_id"),
     "hostler.sources.contract": ("RemoteFile", "ResolvedSource", "SourceContext", "SourceSpec"),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _HOME_OF.items() for name in names}
 
 __all__ = [
     # contract
-    "API_VERSION", "DeviceProbe", "Engine", "EngineInfo", "EngineProbe", "EngineSettings", "EngineSpec",
-    "MessageEngine", "ModelFiles", "Progress", "RawPrompt", "SequenceSink", "Vectors", "hookimpl",
+    "API_VERSION", "Constraint", "DeviceProbe", "Engine", "EngineInfo", "EngineProbe", "EngineSettings", "EngineSpec",
+    "GuidedEngine", "MessageEngine", "ModelFiles", "Progress", "RawPrompt", "SequenceSink", "TokenTable", "Vectors",
+    "hookimpl",
     # sources
     "RemoteFile", "ResolvedSource", "SourceContext", "SourceSpec",
     # routes and events
     "Event", "ListenerSpec", "RoutesContext", "RoutesSpec",
     # values
-    "SEED_RANDOM", "FinishReason", "MemoryEstimate", "MemoryUse", "Message", "SamplingParams", "Timings", "TokenLogprob",
-    "TopLogprob", "Usage",
+    "SEED_RANDOM", "FinishReason", "FormatKind", "MemoryEstimate", "MemoryUse", "Message", "OutputFormat", "SamplingParams",
+    "Timings", "TokenLogprob", "TopLogprob", "Usage",
     # errors
     "ConfigError", "ContextLengthExceeded", "DownloadFailed", "EmbeddingsDisabled", "EngineFailed", "EngineUnavailable",
     "HostlerError", "InsufficientMemory", "InsufficientStorage", "InvalidModelFile", "InvalidRequest", "ModelExists",
@@ -123,7 +135,9 @@ __all__ = [
     "LocalModel", "Settings", "connect", "find_model", "home_option", "json_option", "model_path", "print_json",
     "print_table", "read_settings", "show_bytes", "show_seconds",
     # for engines
-    "Cache", "Pace", "Packing", "choose_cache", "common_prefix", "share_out", "usable_cores",
+    "Cache", "Pace", "Packing", "PrefixNode", "PrefixTree", "Turn", "choose_cache", "common_prefix", "pass_by", "share_out",
+    "usable_cores",
+    "PrefixFiles", "StoredPrefix", "prefix_id",
     # files
     "GgufHeader", "GgufTensor", "read_gguf_header", "read_gguf_tensors",
     "__version__",

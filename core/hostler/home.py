@@ -11,7 +11,6 @@ Floor 0; used by `hostler serve` and by every CLI command, from the main thread.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +19,7 @@ from typing import TypeVar
 import msgspec
 
 from hostler.errors import HomeInUse, StorageUnavailable
+from hostler.filelock import try_lock, unlock
 
 _T = TypeVar("_T")
 
@@ -88,7 +88,7 @@ class HomeLock:
 
     def _wait_for(self, descriptor: int, patience_s: float) -> None:
         deadline = time.monotonic() + patience_s
-        while not _try_lock(descriptor):
+        while not try_lock(descriptor):
             if time.monotonic() >= deadline:
                 raise HomeInUse(self._explain())
             time.sleep(0.02)  # a poll with a deadline: flock has no timeout of its own
@@ -96,7 +96,7 @@ class HomeLock:
     def release(self) -> None:
         """Give the lock back; harmless when it is not held."""
         if self._descriptor is not None:
-            _unlock(self._descriptor)
+            unlock(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = None
 
@@ -163,8 +163,8 @@ def find_server(home: Path) -> ServerAddress | None:
     except OSError:
         return None
     try:
-        if _try_lock(descriptor):
-            _unlock(descriptor)
+        if try_lock(descriptor):
+            unlock(descriptor)
             return None  # left behind by a server that was killed
         return address
     finally:
@@ -176,37 +176,3 @@ def _read(path: Path, kind: type[_T]) -> _T | None:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, msgspec.DecodeError):
         return None
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    # Windows locks are mandatory: the locked byte lies far behind the text, so that others can still read the owner.
-    _LOCKED_BYTE = 1 << 30
-
-    def _try_lock(descriptor: int) -> bool:
-        os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        finally:
-            os.lseek(descriptor, 0, os.SEEK_SET)
-        return True
-
-    def _unlock(descriptor: int) -> None:
-        os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
-
-else:
-    import fcntl
-
-    def _try_lock(descriptor: int) -> bool:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def _unlock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
