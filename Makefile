@@ -2,13 +2,16 @@
 #
 # Stamps in $(VENV) remember what is installed, so that each verb does only what changed since the last time.
 # Variables: VENV (folder of the virtual environment), PYTHON (what makes it), MODEL (what `make run` downloads),
-# SERVE (flags for `hostler serve`), ARGS (for pytest). To build llama.cpp for a GPU see docs/quickstart.md.
+# SERVE (flags for `hostler serve`), ARGS (for pytest, or for `make bench`), GGUF (the file that is measured; without it MODEL),
+# PEER (folder with llama.cpp's llama-server, llama-bench and llama-batched-bench, to compare with). To build llama.cpp for a GPU see docs/quickstart.md.
 
 VENV ?= .venv
 PYTHON ?= python3
 MODEL ?= smollm2
 SERVE ?=
 ARGS ?=
+GGUF ?=
+PEER ?=
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -29,8 +32,9 @@ echo_engine := $(VENV)/.stamp-echo
 remote := $(VENV)/.stamp-remote
 test_tools := $(VENV)/.stamp-test-tools
 lint_tools := $(VENV)/.stamp-lint-tools
+bench_tools := $(VENV)/.stamp-bench-tools
 
-.PHONY: help install run test test-native lint bench docs clean
+.PHONY: help install run test test-native lint bench bench-parts docs clean
 
 help: ## show this
 	@echo 'make VERB'
@@ -55,7 +59,10 @@ lint: $(core) $(lint_tools) ## ruff and mypy (strict on core)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: install $(echo_engine) $(test_tools) ## the benchmarks that need no other server; see benchmarks/README.md
+bench: install $(bench_tools) ## the table of benchmarks/README.md, in hours: PEER=llama.cpp/build/bin GGUF=M.gguf ARGS=--quick
+	$(PY) benchmarks/bench_all.py $(if $(GGUF),--model-path $(GGUF),--model $(MODEL)) $(if $(PEER),--peer $(PEER)) $(ARGS)
+
+bench-parts: install $(echo_engine) $(test_tools) ## the benchmarks of hostler's own parts, which need no model
 	$(PY) benchmarks/bench_ring.py
 	$(PY) benchmarks/bench_cli.py
 	$(PY) benchmarks/bench_host.py
@@ -120,4 +127,9 @@ $(test_tools): pyproject.toml | $(core)
 $(lint_tools): pyproject.toml | $(core)
 	@$(PY) .ci/requirements.py lint > $(VENV)/lint-requirements.txt
 	@$(PIP) -r $(VENV)/lint-requirements.txt
+	@touch $@
+
+$(bench_tools): pyproject.toml | $(core)
+	@$(PY) .ci/requirements.py bench > $(VENV)/bench-requirements.txt
+	@$(PIP) -r $(VENV)/bench-requirements.txt
 	@touch $@

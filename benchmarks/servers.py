@@ -140,6 +140,10 @@ class Server:
                 result["host_rss"] = full.rss / 1e6
         return result
 
+    def restart(self) -> None:
+        """Stop it in an orderly way and start it again, as it was."""
+        raise ServerFailed(f"{self.name} was not started here, so it cannot be restarted")
+
     def close(self) -> None:
         """Stop it, if it was started here."""
         if self.process is not None:
@@ -152,20 +156,27 @@ class LlamaServer(Server):
     def __init__(self, binary: Path, settings: Settings, arguments: Sequence[str] = ()) -> None:
         port = free_port()
         super().__init__("llama-server", Address("127.0.0.1", port, "/v1"), "bench")
-        self.process = Process(
-            [
-                *(str(binary), "-m", str(settings.model_path), "--alias", "bench"),
-                *("--host", "127.0.0.1", "--port", str(port)),
-                *("-np", str(settings.n_slots), "-c", str(settings.n_slots * settings.ctx_len)),
-                *("-t", str(settings.n_threads), *arguments),
-            ]
-        )
-        health = Address("127.0.0.1", port, "")
+        self._command = [
+            *(str(binary), "-m", str(settings.model_path), "--alias", "bench"),
+            *("--host", "127.0.0.1", "--port", str(port)),
+            *("-np", str(settings.n_slots), "-c", str(settings.n_slots * settings.ctx_len)),
+            *("-t", str(settings.n_threads), *arguments),
+        ]
+        self._start()
+
+    def _start(self) -> None:
+        self.process = Process(self._command)
+        health = Address("127.0.0.1", self.address.port, "")
         try:
             self.ready_s = _time_until(self.process, lambda: is_status(health, "/health", 200), "a healthy answer")
         except BaseException:
             self.process.close()
             raise
+
+    def restart(self) -> None:
+        """See Server."""
+        self.close()
+        self._start()
 
 
 class Hostler(Server):
@@ -175,7 +186,15 @@ class Hostler(Server):
         self.home = Path(tempfile.mkdtemp(prefix="hostler-bench-"))
         # Bytecode is cached as on a user's machine; some build machines switch that off, and a start would compile everything.
         self.environment = {"PYTHONDONTWRITEBYTECODE": "", **(environment or {}), "HOSTLER_HOME": str(self.home)}
-        process = Process([*hostler_command(), "serve", "--port", "0", *arguments], self.environment)
+        self._arguments = list(arguments)
+        self._started: dict[str, Any] = {}
+        process, address = self._serve()
+        super().__init__("hostler", address, "")
+        self.process = process
+
+    def _serve(self) -> tuple[Process, Address]:
+        (self.home / "server.json").unlink(missing_ok=True)
+        process = Process([*hostler_command(), "serve", "--port", "0", *self._arguments], self.environment)
         try:
             url = process.wait_for(self._find_url, "an address in its home")
             root = Address.parse(url)
@@ -184,8 +203,7 @@ class Hostler(Server):
             process.close()
             shutil.rmtree(self.home, ignore_errors=True)
             raise
-        super().__init__("hostler", Address.parse(url + "/v1"), "")
-        self.process = process
+        return process, Address.parse(url + "/v1")
 
     def _find_url(self) -> str | None:
         try:
@@ -207,8 +225,14 @@ class Hostler(Server):
         taken_s = time.perf_counter() - began_s
         if status != 200 or answer.get("state") != "running":
             raise ServerFailed(f"hostler did not start {model!r}: {status} {answer}\n{self.process and self.process.tail()}")
-        self.model = model
+        self.model, self._started = model, settings
         return taken_s
+
+    def restart(self) -> None:
+        """See Server: the host process stops and starts on the same home, and the model that ran starts again."""
+        super().close()
+        self.process, self.address = self._serve()
+        self.start_model(self.model, self._started)
 
     def close(self) -> None:
         """Stop it and remove its home."""

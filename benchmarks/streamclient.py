@@ -1,24 +1,24 @@
-"""Closed-loop HTTP clients for OpenAI servers: many of them in one thread, cheap enough to share the server's cores.
+"""HTTP clients for OpenAI servers: many of them in one thread, cheap enough to share the server's cores.
 
-Each client sends its next request when its last answer has ended. While the clock runs this thread only reads sockets and
-notes (time, bytes); HTTP framing, SSE and JSON are taken apart afterwards, so that parsing costs the server nothing. Every
-request has a connection of its own (`Connection: close`): the end of an answer is the end of the stream, on any server.
-Knows nothing of hostler; times are this process's monotonic clock.
+Each client is a script: a generator that yields its next request (or a pause) and is sent the finished exchange. While the
+clock runs this thread only reads sockets and notes (time, bytes); HTTP framing, SSE and JSON are taken apart afterwards
+(answers.py), or when a script looks at its reply. Every request has a connection of its own (`Connection: close`): the end
+of an answer is the end of the stream, on any server. Knows nothing of hostler; times are this process's monotonic clock.
 """
 
 from __future__ import annotations
 
+import heapq
 import json
 import selectors
 import socket
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-import msgspec
+from answers import Pieces, Reply, parse_http, read_reply
 
 READ_BYTES = 1 << 18
 
@@ -62,106 +62,184 @@ class Request:
     route: str
     """Behind the base URL: `/chat/completions`."""
     body: dict[str, Any]
+    cut_after_s: float | None = None
+    """Leave without waiting for the end, so long after sending."""
+
+
+@dataclass(frozen=True)
+class Pause:
+    """What a script yields to do nothing for a while; it is sent None then."""
+
+    seconds: float
 
 
 @dataclass
-class Reply:
-    """One answer as the client saw it. Times are in seconds of the monotonic clock."""
+class Exchange:
+    """One request under way or done."""
 
+    client: int
     sent_s: float
-    """Before the connection was opened."""
+    pieces: Pieces = field(default_factory=list)
+    """What each read brought."""
     ended_s: float = 0.0
-    """When the last byte had come."""
-    status: int = 0
-    arrival_s: list[float] = field(default_factory=list)
-    """Reads that brought new text: one entry a read, however many SSE chunks it held."""
-    n_chunks: int = 0
-    """SSE chunks with text in them."""
-    text: str = ""
-    finish_reason: str | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    is_counted: bool = False
-    """The server counted the tokens (`usage`); else `completion_tokens` is the number of chunks."""
-    timings: dict[str, float] | None = None
-    """The server's own clock, where it tells it."""
-    error: str | None = None
+    failure: str | None = None
+    is_cut: bool = False
+    sock: socket.socket | None = None
+    _reply: Reply | None = None
+
+    def reply(self) -> Reply:
+        """The answer taken apart; once, and only when it has ended."""
+        if self._reply is None:
+            self._reply = read_reply(self.pieces, self.sent_s, self.ended_s, self.failure, self.is_cut)
+        return self._reply
+
+
+Script = Generator[Request | Pause, Exchange | None, None]
+
+
+def one_after_the_other(requests: Sequence[Request]) -> Script:
+    """A client that sends its next request when its last answer has ended."""
+    for request in requests:  # noqa: UP028 - `yield from` would hand what is sent to the list's iterator
+        yield request
+
+
+def run_clients(address: Address, clients: Sequence[Sequence[Request]], timeout_s: float = 600.0) -> list[list[Reply]]:
+    """Run all clients at once, each through its own list of requests; see run_scripts."""
+    return run_scripts(address, [one_after_the_other(requests) for requests in clients], timeout_s=timeout_s)
+
+
+def run_scripts(
+    address: Address, scripts: Sequence[Script], n_background: int = 0, timeout_s: float = 600.0
+) -> list[list[Reply]]:
+    """Run all scripts at once until they end.
+
+    Args:
+        n_background: So many at the end of `scripts` are cut when all before them have ended.
+        timeout_s: For the whole call; what is still open then comes back with an error.
+
+    Returns:
+        For each script the replies to its requests, in order; requests never sent because of the timeout are missing.
+    """
+    with _Loop(address, scripts) as loop:
+        loop.run(len(scripts) - n_background, time.perf_counter() + timeout_s, f"no end after {timeout_s:g} s")
+        return [[exchange.reply() for exchange in client] for client in loop.exchanges]
 
 
 # -- while the clock runs --------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Exchange:
-    client: int
-    sent_s: float
-    sock: socket.socket = field(init=False)
-    pieces: list[tuple[float, bytes]] = field(default_factory=list)
-    ended_s: float = 0.0
-    failure: str | None = None
+class _Loop:
+    """One selector over all connections, and a heap of what is due later."""
 
+    def __init__(self, address: Address, scripts: Sequence[Script]) -> None:
+        self._address = address
+        self._scripts = list(scripts)
+        self._selector = selectors.DefaultSelector()
+        self._due: list[tuple[float, int, int | Exchange]] = []
+        """(when, a tie-breaker, the client whose pause ends or the exchange to cut)."""
+        self._n_due = 0
+        self._running: set[int] = set()
+        self.exchanges: list[list[Exchange]] = [[] for _ in scripts]
 
-def run_clients(address: Address, clients: Sequence[Sequence[Request]], timeout_s: float = 600.0) -> list[list[Reply]]:
-    """Run all clients at once, each through its own list of requests.
+    def __enter__(self) -> _Loop:
+        return self
 
-    Args:
-        timeout_s: For the whole call; what is still open then comes back with an error.
+    def __exit__(self, *_: object) -> None:
+        self._selector.close()
 
-    Returns:
-        For each client the replies to its requests, in order; requests never sent because of the timeout are missing.
-    """
-    encoded = [
-        deque(address.encode("POST", request.route, json.dumps(request.body).encode()) for request in requests)
-        for requests in clients
-    ]
-    exchanges: list[list[_Exchange]] = [[] for _ in clients]
-    deadline = time.perf_counter() + timeout_s
-    with selectors.DefaultSelector() as selector:
+    def run(self, n_foreground: int, deadline: float, said: str) -> None:
+        """Until every foreground script has ended, or the deadline with `said` as the error of what is still open."""
+        self._running = set(range(len(self._scripts)))
+        for client in range(len(self._scripts)):
+            self._advance(client, None)
+        while (now_s := time.perf_counter()) < deadline and any(client < n_foreground for client in self._running):
+            until_s = min(deadline, self._due[0][0]) if self._due else deadline
+            for key, _ in self._selector.select(max(0.0, until_s - now_s)):
+                self._read(key.data)
+            while self._due and self._due[0][0] <= time.perf_counter():
+                what = heapq.heappop(self._due)[2]
+                if isinstance(what, int):
+                    self._advance(what, None)
+                elif what.sock is not None:
+                    what.is_cut = True
+                    self._end(what)
+                    self._advance(what.client, what)
+        is_late = any(client < n_foreground for client in self._running)
+        for key in list(self._selector.get_map().values()):
+            exchange: Exchange = key.data
+            if is_late:
+                exchange.failure = said
+            else:
+                exchange.is_cut = True
+            self._end(exchange)
+        for script in self._scripts:
+            script.close()
 
-        def send_next(client: int) -> None:
-            while encoded[client]:
-                sent_s = time.perf_counter()
-                exchange = _Exchange(client, sent_s)
-                exchanges[client].append(exchange)
-                message = encoded[client].popleft()
-                try:
-                    exchange.sock = socket.create_connection((address.host, address.port), timeout=10)
-                except OSError as error:
-                    exchange.failure, exchange.ended_s = f"cannot connect: {error}", time.perf_counter()
-                    continue
-                try:
-                    exchange.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    exchange.sock.sendall(message)
-                except OSError as error:
-                    exchange.failure = f"cannot send: {error}"  # an answer (413, say) may still be there to read
-                exchange.sock.setblocking(False)
-                selector.register(exchange.sock, selectors.EVENT_READ, exchange)
+    def _advance(self, client: int, last: Exchange | None) -> None:
+        """Let a script go on until it waits for something."""
+        script = self._scripts[client]
+        while True:
+            try:
+                step = script.send(last)
+            except StopIteration:
+                self._running.discard(client)
+                return
+            if isinstance(step, Pause):
+                self._later(time.perf_counter() + step.seconds, client)
+                return
+            last = self._send(client, step)
+            if last.sock is not None:
+                if step.cut_after_s is not None:
+                    self._later(last.sent_s + step.cut_after_s, last)
                 return
 
-        for client in range(len(clients)):
-            send_next(client)
-        while selector.get_map() and (left_s := deadline - time.perf_counter()) > 0:
-            for key, _ in selector.select(left_s):
-                exchange = key.data
-                try:
-                    data = exchange.sock.recv(READ_BYTES)
-                except BlockingIOError:
-                    continue
-                except OSError as error:
-                    data, exchange.failure = b"", f"connection lost: {error}"
-                now_s = time.perf_counter()
-                if data:
-                    exchange.pieces.append((now_s, data))
-                    continue
-                exchange.ended_s = now_s
-                selector.unregister(exchange.sock)
-                exchange.sock.close()
-                send_next(exchange.client)
-        for key in list(selector.get_map().values()):
-            key.data.failure, key.data.ended_s = f"no end after {timeout_s:g} s", time.perf_counter()
-            key.data.sock.close()
-    return [[_read_reply(exchange) for exchange in client] for client in exchanges]
+    def _later(self, due_s: float, what: int | Exchange) -> None:
+        self._n_due += 1
+        heapq.heappush(self._due, (due_s, self._n_due, what))
+
+    def _send(self, client: int, request: Request) -> Exchange:
+        """Send a request; without a socket in the exchange it has failed already."""
+        message = self._address.encode("POST", request.route, json.dumps(request.body).encode())
+        exchange = Exchange(client, time.perf_counter())
+        self.exchanges[client].append(exchange)
+        try:
+            exchange.sock = socket.create_connection((self._address.host, self._address.port), timeout=10)
+        except OSError as error:
+            exchange.failure, exchange.ended_s = f"cannot connect: {error}", time.perf_counter()
+            return exchange
+        try:
+            exchange.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            exchange.sock.sendall(message)
+        except OSError as error:
+            exchange.failure = f"cannot send: {error}"  # an answer (413, say) may still be there to read
+        exchange.sock.setblocking(False)
+        self._selector.register(exchange.sock, selectors.EVENT_READ, exchange)
+        return exchange
+
+    def _read(self, exchange: Exchange) -> None:
+        if exchange.sock is None:
+            return  # cut in this very round of the selector
+        try:
+            data = exchange.sock.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            data, exchange.failure = b"", f"connection lost: {error}"
+        if data:
+            exchange.pieces.append((time.perf_counter(), data))
+            return
+        self._end(exchange)
+        self._advance(exchange.client, exchange)
+
+    def _end(self, exchange: Exchange) -> None:
+        assert exchange.sock is not None
+        exchange.ended_s = time.perf_counter()
+        self._selector.unregister(exchange.sock)
+        exchange.sock.close()
+        exchange.sock = None
+
+
+# -- one at a time ---------------------------------------------------------------------------------------------------
 
 
 def fetch(
@@ -170,7 +248,7 @@ def fetch(
     """One plain exchange: status and decoded JSON (or text). Raises OSError when nobody answers."""
     with socket.create_connection((address.host, address.port), timeout=timeout_s) as sock:
         sock.sendall(address.encode(method, route, b"" if body is None else json.dumps(body).encode()))
-        pieces = []
+        pieces: Pieces = []
         while data := sock.recv(READ_BYTES):
             pieces.append((0.0, data))
     status, _, payload = parse_http(pieces)
@@ -179,169 +257,3 @@ def fetch(
         return status, json.loads(content)
     except ValueError:
         return status, content.decode("utf-8", "replace")
-
-
-# -- afterwards ------------------------------------------------------------------------------------------------------
-
-Pieces = list[tuple[float, bytes]]
-
-
-def parse_http(pieces: Pieces) -> tuple[int, dict[str, str], Pieces]:
-    """Split an answer that ended with its connection into status, headers (names lowered) and the timed body.
-
-    Raises:
-        ValueError: What came is no HTTP answer, or its body stops short of what its framing promised.
-    """
-    head, end, n_read = b"", -1, 0
-    while end < 0:
-        if n_read == len(pieces):
-            raise ValueError(f"the answer has no complete head: {head[:80]!r}")
-        head += pieces[n_read][1]
-        end = head.find(b"\r\n\r\n")
-        n_read += 1
-    lines = head[:end].decode("latin-1").split("\r\n")
-    words = lines[0].split(" ", 2)
-    if len(words) < 2 or not words[0].startswith("HTTP/") or not words[1].isdigit():
-        raise ValueError(f"the answer begins with {lines[0][:80]!r}, not with an HTTP status line")
-    pairs = (line.partition(":") for line in lines[1:])
-    headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
-    body = [(pieces[n_read - 1][0], head[end + 4 :]), *pieces[n_read:]]
-    if "chunked" in headers.get("transfer-encoding", "").lower():
-        body = list(_dechunk(body))
-    elif "content-length" in headers:
-        n_bytes = sum(len(data) for _, data in body)
-        if n_bytes < int(headers["content-length"]):
-            raise ValueError(f"the body ended after {n_bytes} of {headers['content-length']} bytes")
-    return int(words[1]), headers, [(time_s, data) for time_s, data in body if data]
-
-
-def _dechunk(pieces: Pieces) -> Iterator[tuple[float, bytes]]:
-    """Remove chunked framing (RFC 9112 section 7.1); trailers are ignored."""
-    buffer, n_left = b"", -1  # n_left: bytes of the current chunk still to come; -1: a size line comes next
-    for time_s, data in pieces:
-        buffer += data
-        content = []
-        while buffer:
-            if n_left < 0:
-                line, newline, rest = buffer.partition(b"\r\n")
-                if not newline:
-                    break
-                if line:  # empty: the line end behind the last chunk
-                    n_left = int(line.split(b";")[0], 16)
-                    if n_left == 0:
-                        yield time_s, b"".join(content)
-                        return
-                buffer = rest
-            else:
-                content.append(buffer[:n_left])
-                n_left -= len(content[-1])
-                buffer = buffer[len(content[-1]) :]
-                if n_left == 0:
-                    n_left = -1
-        if content:
-            yield time_s, b"".join(content)
-    raise ValueError("the chunked body was cut before its last chunk")
-
-
-def parse_sse(body: Pieces) -> Iterator[tuple[float, bytes]]:
-    """Yield each event's data with the arrival time of the event's last byte; comments and other fields are skipped."""
-    buffer = b""
-    data: list[bytes] = []
-    for time_s, piece in body:
-        lines = (buffer + piece).split(b"\n")
-        buffer = lines.pop()
-        for line in lines:
-            line = line.rstrip(b"\r")
-            if line.startswith(b"data:"):
-                data.append(line[5:].removeprefix(b" "))
-            elif not line and data:
-                yield time_s, b"\n".join(data)
-                data = []
-
-
-class _Delta(msgspec.Struct):
-    content: str | None = None
-    reasoning_content: str | None = None
-
-
-class _Choice(msgspec.Struct):
-    delta: _Delta | None = None
-    message: _Delta | None = None
-    text: str | None = None
-    finish_reason: str | None = None
-
-
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    prompt_tokens_details: _Details | None = None
-
-
-class _Answer(msgspec.Struct):
-    """The part of a completion, or of a chunk of one, that is looked at."""
-
-    choices: list[_Choice] = []
-    usage: _Usage | None = None
-    timings: dict[str, Any] | None = None
-    error: Any = None
-
-
-_decode_answer = msgspec.json.Decoder(_Answer).decode
-
-
-def _read_reply(exchange: _Exchange) -> Reply:
-    reply = Reply(sent_s=exchange.sent_s, ended_s=exchange.ended_s, error=exchange.failure)
-    try:
-        reply.status, headers, body = parse_http(exchange.pieces)
-        if "text/event-stream" in headers.get("content-type", ""):
-            _read_stream(reply, body)
-        else:
-            content = b"".join(data for _, data in body)
-            if reply.status != 200:
-                raise ValueError(f"status {reply.status}: {content[:300].decode('utf-8', 'replace')}")
-            _take(reply, _decode_answer(content))
-    except (ValueError, msgspec.MsgspecError) as error:
-        reply.error = reply.error or str(error)
-    if not reply.is_counted:
-        reply.completion_tokens = reply.n_chunks
-    return reply
-
-
-def _read_stream(reply: Reply, body: Pieces) -> None:
-    texts, is_done = [], False
-    for time_s, data in parse_sse(body):
-        if data == b"[DONE]":
-            is_done = True
-            continue
-        if text := _take(reply, _decode_answer(data)):
-            texts.append(text)
-            reply.n_chunks += 1
-            if not reply.arrival_s or reply.arrival_s[-1] != time_s:
-                reply.arrival_s.append(time_s)
-    reply.text = "".join(texts)
-    if not is_done and not reply.error:
-        reply.error = "the stream ended without [DONE]"
-
-
-def _take(reply: Reply, answer: _Answer) -> str:
-    """Note what an answer or chunk says; return its text."""
-    if answer.error:
-        reply.error = f"error event: {json.dumps(answer.error)[:300]}"
-    if answer.usage:
-        reply.prompt_tokens, reply.completion_tokens = answer.usage.prompt_tokens, answer.usage.completion_tokens
-        if answer.usage.prompt_tokens_details:
-            reply.cached_tokens = answer.usage.prompt_tokens_details.cached_tokens or 0
-        reply.is_counted = True
-    if answer.timings:
-        reply.timings = {k: v for k, v in answer.timings.items() if isinstance(v, int | float)}
-    text = ""
-    for choice in answer.choices:
-        reply.finish_reason = choice.finish_reason or reply.finish_reason
-        part = choice.delta or choice.message
-        text += choice.text or ((part.content or part.reasoning_content or "") if part else "")
-    reply.text = text or reply.text
-    return text

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from answers import Reply
 from common import median, percentile
-from streamclient import Reply, Request
+from streamclient import Request
 
 # Frequent English words; with a space in front nearly all are one token in the byte-pair vocabularies of today's models.
 _WORD_LIST = """
@@ -47,7 +48,7 @@ class Workload:
 
     def make_requests(self, model: str, round_name: str, seed: int = 0) -> list[list[Request]]:
         """The requests of all clients for one round; the same arguments give the same prompts."""
-        shared = _draw(self.n_shared_words, seed, self.name, round_name)
+        shared = draw(self.n_shared_words, seed, self.name, round_name)
         return [
             [
                 Request("/chat/completions", self._make_body(model, shared, seed, round_name, client, index))
@@ -57,24 +58,30 @@ class Workload:
         ]
 
     def _make_body(self, model: str, shared: str, seed: int, *where: object) -> dict[str, Any]:
-        messages = [{"role": "user", "content": _draw(self.n_prompt_words, seed, self.name, *where)}]
+        messages = [{"role": "user", "content": draw(self.n_prompt_words, seed, self.name, *where)}]
         if shared:
             messages.insert(0, {"role": "system", "content": shared})
-        body: dict[str, Any] = {
-            "model": model,
-            "messages": messages,
-            "max_tokens": self.max_tokens,
-            "temperature": 0,
-            "seed": 1,
-            "ignore_eos": True,
-            "stream": self.is_streamed,
-        }
-        if self.is_streamed:
-            body["stream_options"] = {"include_usage": True}
-        return body
+        return make_body(model, messages, self.max_tokens, self.is_streamed)
 
 
-def _draw(n_words: int, *seed: object) -> str:
+def make_body(model: str, messages: list[dict[str, str]], max_tokens: int, is_streamed: bool = True) -> dict[str, Any]:
+    """A chat request whose answer is as long as `max_tokens` says, on servers that know `ignore_eos`."""
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": messages,
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "seed": 1,
+        "ignore_eos": True,
+        "stream": is_streamed,
+    }
+    if is_streamed:
+        body["stream_options"] = {"include_usage": True}
+    return body
+
+
+def draw(n_words: int, *seed: object) -> str:
+    """So many words at random; the same seed gives the same ones."""
     return " ".join(random.Random(repr(seed)).choices(WORDS, k=n_words))
 
 

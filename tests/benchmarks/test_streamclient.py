@@ -6,14 +6,16 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from answers import parse_http, parse_sse
 from hypothesis import given
 from hypothesis import strategies as st
-from streamclient import Address, Request, fetch, parse_http, parse_sse, run_clients
+from streamclient import Address, Pause, Request, Script, fetch, run_clients, run_scripts
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
 ASK = Request("/chat/completions", {"model": "m", "messages": []})
@@ -220,3 +222,108 @@ def test_fetch_gives_status_and_json() -> None:
         assert fetch(address, "GET", "/models/x") == (404, {"a": 1})
 
     assert asked[0].startswith(b"GET /v1/models/x HTTP/1.1\r\n")
+
+
+# -- scripts ---------------------------------------------------------------------------------------------------------
+
+
+def answer(text: str) -> list[bytes]:
+    """A whole stream with one piece of text."""
+    return [HEAD + chunk(delta(text)) + chunk(USAGE) + chunk(DONE) + b"0\r\n\r\n"]
+
+
+def test_a_script_sees_its_last_reply_before_it_says_what_comes_next() -> None:
+    def echo() -> Script:
+        exchange = yield ASK
+        assert exchange is not None
+        yield Request("/chat/completions", {"said": exchange.reply().text})
+
+    with scripted_server(answer("first"), answer("second")) as (address, asked):
+        ((first, second),) = run_scripts(address, [echo()])
+
+    assert (first.text, second.text) == ("first", "second")
+    assert asked[1].endswith(b'{"said": "first"}')
+
+
+def test_a_pause_comes_before_what_the_script_sends_next() -> None:
+    def waits() -> Script:
+        assert (yield Pause(0.05)) is None
+        yield ASK
+
+    began_s = time.perf_counter()
+    with scripted_server(answer("a")) as (address, _):
+        ((reply,),) = run_scripts(address, [waits()])
+
+    assert reply.sent_s - began_s >= 0.05
+
+
+@contextmanager
+def endless_server() -> Iterator[tuple[Address, list[socket.socket]]]:
+    """Answer each connection with the beginning of a stream, and leave it open."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    connections: list[socket.socket] = []
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            connections.append(connection)
+            connection.recv(65536)
+            connection.sendall(HEAD + chunk(delta("so far")) + b"1f\r\nhalf a chu")
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield Address("127.0.0.1", listener.getsockname()[1], "/v1"), connections
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(30)
+        for connection in connections:
+            connection.close()
+    assert not thread.is_alive()
+
+
+def test_a_request_that_is_told_to_leaves_and_keeps_what_had_come() -> None:
+    request = Request("/chat/completions", {}, cut_after_s=0.2)
+
+    with endless_server() as (address, connections):
+        ((reply,),) = run_clients(address, [[request]])
+        connections[0].settimeout(30)
+        left = connections[0].recv(1)
+
+    assert (reply.error, reply.is_cut, reply.text, reply.status) == (None, True, "so far", 200)
+    assert left == b""
+
+
+def test_a_request_that_leaves_before_anything_came_is_no_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = Address("127.0.0.1", listener.getsockname()[1], "/v1")
+
+        ((reply,),) = run_clients(address, [[Request("/chat/completions", {}, cut_after_s=0.01)]])
+
+    assert (reply.error, reply.is_cut, reply.status) == (None, True, 0)
+
+
+def test_an_answer_that_ends_before_its_client_would_leave_is_whole() -> None:
+    with scripted_server(answer("a")) as (address, _):
+        ((reply,),) = run_clients(address, [[Request("/chat/completions", {}, cut_after_s=30)]])
+
+    assert (reply.error, reply.is_cut, reply.text) == (None, False, "a")
+
+
+def test_what_runs_in_the_background_is_cut_when_the_others_have_ended() -> None:
+    def pauses() -> Script:
+        yield Pause(0.2)
+
+    def asks() -> Script:
+        yield ASK
+        raise AssertionError("the background goes on after its end")
+
+    with endless_server() as (address, _):
+        nothing, (reply,) = run_scripts(address, [pauses(), asks()], n_background=1)
+
+    assert nothing == []
+    assert (reply.error, reply.is_cut, reply.text) == (None, True, "so far")

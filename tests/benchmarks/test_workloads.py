@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from streamclient import Reply
+from answers import Reply
 from workloads import UNITS, WORKLOADS, summarise
 
 

@@ -1,0 +1,100 @@
+"""Long prompts that arrive one after the other among running streams: what the streams feel, what the newcomers wait.
+
+One round: a newcomer alone; then the streams, and when they have run for a while newcomers, each when the last has ended.
+The streams are cut when the last newcomer has. A gap between two arrivals of a stream counts as `during` when a newcomer's
+prefill (from sending it to its first text) lies in it, as `steady` when it lies before the first newcomer.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from answers import Reply
+from common import median, percentile
+from servers import Server
+from streamclient import Pause, Request, Script, run_clients, run_scripts
+from workloads import draw, make_body
+
+N_STREAMS = 4
+N_STREAM_WORDS = 80
+MAX_STREAM_TOKENS = 3500
+"""More than a stream can give before it is cut, and with its prompt less than the context."""
+SETTLE_S = 0.5
+"""After the last stream has begun: their prompts' own prefill is over."""
+
+UNITS = {
+    "itl_steady": "ms",
+    "itl_p99": "ms",
+    "itl_longest": "ms",
+    "itl_p99_by_steady": "x",
+    "itl_longest_by_steady": "x",
+    "ttft_alone": "ms",
+    "ttft": "ms",
+    "ttft_by_alone": "x",
+    "stream_tok_s": "tok/s",
+    "errors": "requests",
+}
+
+
+def measure(
+    server: Server, round_name: str, seed: int, n_newcomers: int = 2, n_words: int = 3000, steady_s: float = 5.0
+) -> dict[str, float]:
+    """One round against one server."""
+
+    def newcomer(number: int) -> Request:
+        words = draw(n_words, seed, "arrivals", round_name, "newcomer", number)
+        return Request("/chat/completions", make_body(server.model, [{"role": "user", "content": words}], 8))
+
+    def stream(number: int) -> Script:
+        words = draw(N_STREAM_WORDS, seed, "arrivals", round_name, "stream", number)
+        body = make_body(server.model, [{"role": "user", "content": words}], MAX_STREAM_TOKENS)
+        yield Request("/chat/completions", body)
+
+    def newcomers() -> Script:
+        yield Pause(steady_s)
+        for number in range(n_newcomers):
+            yield newcomer(number)
+
+    ((alone,),) = run_clients(server.address, [[newcomer(-1)]])
+    came, *streams = run_scripts(server.address, [newcomers(), *map(stream, range(N_STREAMS))], n_background=N_STREAMS)
+    return evaluate(alone, came, [reply for (reply,) in streams])
+
+
+def evaluate(alone: Reply, came: list[Reply], streams: list[Reply]) -> dict[str, float]:
+    """The metrics of a round.
+
+    Args:
+        alone: The newcomer with nobody beside it.
+        came: The newcomers among the streams, in order.
+        streams: What the streams gave until they were cut.
+    """
+    replies = [alone, *came, *streams]
+    # A stream that ended by itself left the newcomers alone: what was measured then is something else.
+    n_bad = sum(reply.error is not None or not reply.arrival_s for reply in replies)
+    n_bad += sum(not reply.is_cut for reply in streams if reply.error is None)
+    result = {"errors": float(n_bad)}
+    if n_bad:
+        return result
+    began_s = max(reply.arrival_s[0] for reply in streams) + SETTLE_S
+    first_s = came[0].sent_s
+    busy = [(reply.sent_s, reply.arrival_s[0]) for reply in came]
+    steady_s, during_s = [], []
+    for reply in streams:
+        for early, late in pairwise(reply.arrival_s):
+            if early >= began_s and late <= first_s:
+                steady_s.append(late - early)
+            elif any(early < until and late > since for since, until in busy):
+                during_s.append(late - early)
+    steady = median(steady_s)
+    ttft_s = [reply.arrival_s[0] - reply.sent_s for reply in came]
+    alone_s = alone.arrival_s[0] - alone.sent_s
+    result["itl_steady"] = 1e3 * steady
+    result["itl_p99"], result["itl_longest"] = 1e3 * percentile(during_s, 99), 1e3 * max(during_s)
+    result["itl_p99_by_steady"] = percentile(during_s, 99) / steady
+    result["itl_longest_by_steady"] = max(during_s) / steady
+    result["ttft_alone"], result["ttft"] = 1e3 * alone_s, 1e3 * median(ttft_s)
+    result["ttft_by_alone"] = median(ttft_s) / alone_s
+    busy_s = sum(until - since for since, until in busy)
+    n_during = sum(since < at <= until for reply in streams for at in reply.arrival_s for since, until in busy)
+    result["stream_tok_s"] = n_during / busy_s
+    return result
