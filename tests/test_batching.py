@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 
 from hostler.batching import (
+    AGING_TOKENS,
     ALONE_STEP_S,
+    BATCH_SHARE,
+    MAX_ITL_RATIO,
     MIN_ALONE_TOKENS,
     MIN_CHUNK_TOKENS,
     MIN_COPIED_TOKENS,
-    PREFILL_SHARE,
+    PATIENCE_S,
     Cache,
     Pace,
     Packing,
+    Turn,
     choose_cache,
     common_prefix,
     share_out,
@@ -34,7 +36,7 @@ def pace() -> Pace:
 
 
 def test_chunk_beside_running_answers_is_what_their_step_allows(pace: Pace) -> None:
-    assert pace.chunk_tokens(4) == int(PREFILL_SHARE * 0.020 / 0.002)
+    assert pace.chunk_tokens(4) == int((MAX_ITL_RATIO - 1) * 0.020 / 0.002)
 
 
 def test_chunk_alone_is_a_whole_batch_if_that_is_short_enough(pace: Pace) -> None:
@@ -63,7 +65,7 @@ def test_cost_of_a_prompt_token_is_learnt_from_mixed_steps_without_their_decode(
     for _ in range(50):
         pace.learn(4, 40, 0.020 + 40 * 0.003)
 
-    assert pace.chunk_tokens(4) == pytest.approx(PREFILL_SHARE * 0.020 / 0.003, abs=1)
+    assert pace.chunk_tokens(4) == pytest.approx((MAX_ITL_RATIO - 1) * 0.020 / 0.003, abs=1)
 
 
 def test_unknown_decode_costs_are_taken_from_the_nearest_known(pace: Pace) -> None:
@@ -83,15 +85,77 @@ def test_an_engine_with_cheap_chunks_may_ask_for_shorter_steps() -> None:
     assert pace.chunk_tokens(1) == 30, "2.5 steps of 4 ms would be 10 tokens; nobody notices 30 ms"
 
 
-# -- whose prompt -------------------------------------------------------------------------------------------------------
+# -- which answers have to flow -----------------------------------------------------------------------------------------
 
 
-@dataclass
-class Prompt:
-    n: int
+class Prompt(Turn):
+    """A sequence of which only the number of missing tokens is known."""
+
+    def __init__(self, n: int, priority: int = 1) -> None:
+        super().__init__(priority)
+        self.n = n
 
     def n_missing(self) -> int:
         return self.n
+
+
+def answer(priority: int = 1) -> Prompt:
+    """One whose prompt is complete by now."""
+    running = Prompt(1, priority)
+    share_out([running], 1, lambda _: True)
+    return running
+
+
+def test_an_answer_that_runs_flows_beside_a_prompt_that_comes(pace: Pace) -> None:
+    running = [answer() for _ in range(4)]
+
+    assert pace.room_s([Prompt(1000)], running) == (pytest.approx((MAX_ITL_RATIO - 1) * 0.020), False)
+
+
+def test_an_answer_that_began_beside_a_waiting_prompt_is_held_up_for_it_but_not_for_ever(pace: Pace) -> None:
+    waiting = [Prompt(1000)]
+    running = [answer() for _ in range(4)]
+
+    n_steps = 0
+    while pace.room_s(waiting, running)[1]:
+        pace.learn(4, 400, 0.9)
+        n_steps += 1
+
+    assert n_steps == int(PATIENCE_S / 0.9) + 1
+    assert not pace.room_s(waiting, [*running, answer()])[1], "the others' patience is spent"
+
+
+def test_one_answer_that_has_to_flow_is_enough(pace: Pace) -> None:
+    early = answer()
+    waiting = [Prompt(1000)]
+
+    assert not pace.room_s(waiting, [early, answer(), answer()])[1]
+
+
+def test_batch_answers_give_way_to_other_prompts_and_batch_prompts_to_other_answers(pace: Pace) -> None:
+    batch_answer, other_answer = answer(2), answer(1)
+    batch, normal = Prompt(1000, 2), Prompt(1000, 1)
+    share = (MAX_ITL_RATIO - 1) * 0.020
+
+    assert pace.room_s([normal], [batch_answer])[1]
+    assert pace.room_s([batch], [batch_answer, batch_answer, batch_answer, batch_answer]) == (pytest.approx(share), False)
+    assert pace.room_s([batch], [batch_answer, other_answer, batch_answer, batch_answer])[0] == pytest.approx(
+        BATCH_SHARE * share
+    )
+    assert pace.room_s([batch, normal], [other_answer] * 4)[0] == pytest.approx(share), "the normal one goes first"
+
+
+def test_the_ratio_is_a_setting() -> None:
+    pace = Pace(n_batch=512, n_slots=4, max_itl_ratio=2.0)
+    pace.learn(4, 0, 0.020)
+    pace.learn(0, 500, 1.0)
+
+    assert pace.chunk_tokens(4) == 10 + 6, "20 ms would be 10 tokens, 16 are the least"
+    running = [answer() for _ in range(4)]
+    assert pace.room_s([Prompt(100)], running)[0] == pytest.approx(0.020)
+
+
+# -- whose prompt -------------------------------------------------------------------------------------------------------
 
 
 def shared(n_tokens: int, *lengths: int) -> list[tuple[int, int]]:
@@ -99,14 +163,41 @@ def shared(n_tokens: int, *lengths: int) -> list[tuple[int, int]]:
     return [(prompts.index(prompt), n) for prompt, n in share_out(prompts, n_tokens, lambda _: True)]
 
 
-def test_prompts_are_evaluated_in_the_order_they_came() -> None:
+def test_the_shortest_prompt_goes_first_and_of_equals_the_earlier() -> None:
     assert shared(100, 60, 80) == [(0, 60), (1, 40)]
-    assert shared(50, 60, 80) == [(0, 50)]
+    assert shared(100, 1000, 600, 30) == [(2, 30), (1, 70)]
+    assert shared(50, 60, 60) == [(0, 50)]
 
 
-def test_a_much_shorter_prompt_overtakes_on_half_of_the_tokens() -> None:
-    assert shared(100, 1000, 600, 200) == [(0, 50), (2, 50)]
-    assert shared(100, 1000, 30) == [(0, 70), (1, 30)]
+def test_a_higher_priority_goes_before_a_shorter_prompt() -> None:
+    prompts = [Prompt(10, 2), Prompt(20, 1), Prompt(1000, 0)]
+
+    assert share_out(prompts, 1025, lambda _: True) == [(prompts[2], 1000), (prompts[1], 20), (prompts[0], 5)]
+
+
+def test_a_long_prompt_that_has_waited_for_its_own_length_is_overtaken_by_nobody_who_comes_then() -> None:
+    long = Prompt(1000)
+    n_others = 0
+    while True:
+        short = Prompt(100)
+        ((chosen, n),) = share_out([long, short], 100, lambda _: True)
+        if chosen is long:
+            break
+        n_others += n
+
+    assert n_others == 900, "a new one of 100 went first until the long one had waited for 900"
+
+
+def test_a_batch_prompt_is_raised_by_what_it_waits_for() -> None:
+    batch = Prompt(100, 2)
+    n_others = 0
+    while True:
+        (chosen, n), *_ = share_out([batch, Prompt(1000, 0)], 512, lambda _: True)
+        if chosen is batch:
+            break
+        n_others += n
+
+    assert 2 * AGING_TOKENS - 512 <= n_others <= 2 * AGING_TOKENS + 512
 
 
 def test_no_crumbs_are_left_or_begun_where_an_engine_says_so() -> None:
@@ -117,7 +208,8 @@ def test_no_crumbs_are_left_or_begun_where_an_engine_says_so() -> None:
 
     assert shared(50, 60, 60) == [(0, 60)], "10 more complete it"
     assert shared(70, 60, 70) == [(0, 60)], "10 of the second would be a run of their own"
-    assert shared(70, 60, 10) == [(0, 60), (1, 10)], "but they complete this one"
+    assert shared(70, 60, 10) == [(1, 10), (0, 60)]
+    assert shared(62, 10, 52, 90) == [(0, 10), (1, 52)]
     assert shared(80, 60, 70) == [(0, 60), (1, 20)]
     assert shared(10, 60) == [(0, 10)], "the first gets what there is"
 

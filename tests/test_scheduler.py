@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hostler.domain import Priority
 from hostler.errors import EngineUnavailable, QueueFull, RequestCancelled
 from hostler.scheduler import AdmissionQueue, RequestBudget, Ticket
+from hostler.turns import OVERTAKEN_A_RANK
 
 
 def open_queue(n_slots: int = 2, queue_len: int = 2, n_admitted: int = 2) -> AdmissionQueue:
@@ -73,6 +74,33 @@ def test_waiting_requests_are_admitted_by_priority_then_in_order() -> None:
     assert (interactive.is_admitted, normal.is_admitted, batch.is_admitted) == (True, False, False)
     interactive.release()
     assert (normal.is_admitted, batch.is_admitted) == (True, False)
+
+
+def test_an_interactive_request_stands_before_the_next_slot_however_many_of_a_batch_came_first() -> None:
+    queue = open_queue(n_slots=4, queue_len=100, n_admitted=12)
+    batch = [enter(queue, priority=Priority.BATCH) for _ in range(20)]
+    normal = [enter(queue) for _ in range(20)]
+    interactive = [enter(queue, priority=Priority.INTERACTIVE) for _ in range(3)]
+
+    assert [sum(ticket.is_admitted for ticket in one) for one in (batch, normal, interactive)] == [8, 2, 2]
+    batch[0].release()
+    assert interactive[2].is_admitted
+    for ticket in [*batch[1:8], *interactive]:
+        ticket.release()
+    assert sum(ticket.is_admitted for ticket in normal) == 10
+
+
+def test_a_batch_request_is_not_overtaken_for_ever() -> None:
+    queue = open_queue(n_slots=1, queue_len=1000, n_admitted=1)
+    running = enter(queue)
+    batch = enter(queue, priority=Priority.BATCH)
+    n_overtaken = 0
+    while not batch.is_admitted:
+        following = enter(queue, priority=Priority.INTERACTIVE)
+        running.release()
+        running, n_overtaken = following, n_overtaken + following.is_admitted
+
+    assert n_overtaken == 2 * OVERTAKEN_A_RANK
 
 
 def test_a_paused_queue_keeps_its_waiters_until_the_model_runs_again() -> None:

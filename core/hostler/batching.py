@@ -11,16 +11,57 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-PREFILL_SHARE = 2.5
-"""Seconds of prefill for each second of decode in one step. A running answer's gap between tokens then stays under four
-times its usual one; more would help nobody: throughput at 16 clients is within a few percent of unlimited chunks."""
+MAX_ITL_RATIO = 3.5
+"""How long a step may take beside running answers, as a multiple of one that only decodes, unless the user says otherwise."""
 ALONE_STEP_S = 1.0
-"""Length of a step while nothing decodes: whoever cancels or arrives waits no longer than that."""
+"""Length of a step while no answer has to flow: whoever cancels or arrives waits no longer than that."""
+PATIENCE_S = 3.0
+"""How long in all an answer may be held up by prompts that waited already when it began. They came together, and whoever was
+first owes the others that much: they all decode in one batch the sooner, where a token costs half of what it costs alone."""
+BATCH_SHARE = 0.5
+"""Of the usual time for a prompt of priority batch beside answers of a higher one."""
+AGING_TOKENS = 16384
+"""Prompt tokens of others after which a prompt that waits counts as one priority higher: half a minute of a small model on two
+cores, two seconds of a GPU."""
 MIN_CHUNK_TOKENS = 16
 MIN_ALONE_TOKENS = 128
-OVERTAKING_RATIO = 4
-"""How many times shorter than the rest of the oldest a prompt must be to be evaluated beside it."""
 _LEARNING_RATE = 0.25
+_BATCH_RANK = 2
+
+_moments = itertools.count(1)
+
+
+class Turn:
+    """What decides when a sequence's prompt is evaluated and whether its answer must flow: to be inherited by what an engine
+    keeps of a sequence. Only this module writes to it."""
+
+    __slots__ = ("begun", "came", "n_waited", "patience_s", "priority")
+
+    def __init__(self, priority: int) -> None:
+        """It comes now.
+
+        Args:
+            priority: As in SequenceSink.
+        """
+        self.priority = priority
+        self.came = next(_moments)
+        self.begun = 0
+        """When its prompt was complete; counted as `came` is. 0: not yet."""
+        self.n_waited = 0
+        """Prompt tokens that were evaluated of others while it waited."""
+        self.patience_s = PATIENCE_S
+
+    def n_missing(self) -> int:
+        """Prompt tokens that are still to be evaluated, at least one while it waits."""
+        raise NotImplementedError
+
+    def turn(self) -> tuple[int, int]:
+        """Who has the smallest goes next; see share_out."""
+        rank = self.priority - self.n_waited // AGING_TOKENS
+        return rank if rank > 0 else 0, self.n_missing() - self.n_waited
+
+
+AnyTurn = TypeVar("AnyTurn", bound=Turn)
 
 
 class Pace:
@@ -28,6 +69,10 @@ class Pace:
 
     A step that decodes and prefills takes the time of both, so the prompt tokens of a step are what the decode time
     allows. Costs grow with position, shrink with faster machines, and change with their neighbours.
+
+    Not every running answer counts. One that began while a prompt was waiting already is held up for that prompt's sake, by
+    PATIENCE_S at most; one of priority batch is held up by every prompt of a higher priority. Where no answer has to flow
+    the step may be as long as one with prompts alone; all of them get their token in it all the same.
     """
 
     def __init__(
@@ -35,6 +80,7 @@ class Pace:
         n_batch: int,
         n_slots: int,
         *,
+        max_itl_ratio: float = MAX_ITL_RATIO,
         alone_step_s: float = ALONE_STEP_S,
         min_alone_tokens: int = MIN_ALONE_TOKENS,
         min_prompt_s: float = 0.0,
@@ -44,11 +90,13 @@ class Pace:
         Args:
             n_batch: Prompt tokens of a step at most.
             n_slots: Sequences that decode at most.
+            max_itl_ratio: Length of a step with prompts beside running answers, in steps without.
             alone_step_s: Length of a step while nothing decodes.
             min_alone_tokens: But no fewer tokens than this, where short chunks are slow.
             min_prompt_s: Beside running answers so much at least, where decode is so fast that nobody would notice.
         """
         self._n_batch = n_batch
+        self._share = max_itl_ratio - 1
         self._alone_step_s = alone_step_s
         self._min_alone_tokens = min_alone_tokens
         self._min_prompt_s = min_prompt_s
@@ -56,30 +104,61 @@ class Pace:
         """Seconds a prompt token costs; 0: unknown."""
         self._decode_s = [0.0] * (n_slots + 1)
         """Seconds of a step that decodes so many sequences; 0: unknown."""
+        self._held: list[Turn] = []
+        """Answers that the step at hand costs some of their patience."""
 
     def prompt_s(self, n_decoding: int) -> float:
         """Seconds that may be spent beside so many decoding sequences, between one of their tokens and the next."""
         if not n_decoding:
             return self._alone_step_s
-        return max(PREFILL_SHARE * self._decode_time(n_decoding), self._min_prompt_s)
+        return max(self._share * self._decode_time(n_decoding), self._min_prompt_s)
 
     def chunk_tokens(self, n_decoding: int, share: float = 1.0) -> int:
-        """Prompt tokens that the next step may evaluate beside so many decoding sequences.
+        """Prompt tokens that may be evaluated beside so many decoding sequences.
 
         Args:
-            share: Of the time; less than 1 where embeddings want theirs.
+            share: Of the time; less than 1 where others want theirs.
         """
+        return self.tokens_in(share * self.prompt_s(n_decoding), is_alone=not n_decoding)
+
+    def tokens_in(self, seconds: float, *, is_alone: bool = False) -> int:
+        """Prompt tokens that can be evaluated in so much time, within the bounds of a step."""
+        floor = self._min_alone_tokens if is_alone else MIN_CHUNK_TOKENS
         if not self._prefill_s:
-            return min(self._n_batch, self._min_alone_tokens if not n_decoding else 4 * MIN_CHUNK_TOKENS)
-        n_tokens = share * self.prompt_s(n_decoding) / self._prefill_s
-        floor = MIN_CHUNK_TOKENS if n_decoding else self._min_alone_tokens
-        return min(self._n_batch, max(floor, int(n_tokens)))
+            return min(self._n_batch, floor if is_alone else 4 * floor)
+        return min(self._n_batch, max(floor, int(seconds / self._prefill_s)))
+
+    def room_s(self, waiting: Sequence[Turn], decoding: Sequence[Turn]) -> tuple[float, bool]:
+        """Seconds that the next step may spend on prompts, and whether no running answer has to flow.
+
+        Args:
+            waiting: Whose prompts are not complete, at least one.
+            decoding: Whose answers run.
+        """
+        rank = min(one.turn()[0] for one in waiting)
+        oldest = min(one.came for one in waiting)
+        is_flowing = is_outranked = False
+        self._held.clear()
+        for one in decoding:
+            if one.priority >= _BATCH_RANK > rank:
+                continue
+            if one.begun > oldest and one.patience_s > 0:
+                self._held.append(one)
+                continue
+            is_flowing = True
+            is_outranked = is_outranked or one.priority < _BATCH_RANK <= rank
+        if not is_flowing:
+            return self._alone_step_s, True
+        return self.prompt_s(len(decoding)) * (BATCH_SHARE if is_outranked else 1.0), False
 
     def learn(self, n_decoding: int, n_prefilled: int, elapsed_s: float) -> None:
         """Note what a step took, or the part of it that decoded or prefilled."""
         if not n_prefilled:
             self._decode_s[n_decoding] = _blend(self._decode_s[n_decoding], elapsed_s)
-        elif n_prefilled >= MIN_CHUNK_TOKENS:
+            return
+        for one in self._held:
+            one.patience_s -= elapsed_s
+        if n_prefilled >= MIN_CHUNK_TOKENS // 2:
             spent_s = elapsed_s - (self._decode_time(n_decoding) if n_decoding else 0.0)
             # A decode estimate from a busier moment must not make prefill look free.
             self._prefill_s = _blend(self._prefill_s, max(spent_s, elapsed_s / 10) / n_prefilled)
@@ -101,29 +180,23 @@ def _blend(old: float, new: float) -> float:
     return old + _LEARNING_RATE * (new - old) if old else new
 
 
-class Waiting(Protocol):
-    """A sequence whose prompt is not evaluated yet."""
-
-    def n_missing(self) -> int:
-        """Prompt tokens that are not in the KV cache."""
-
-
-AnyWaiting = TypeVar("AnyWaiting", bound=Waiting)
-
-
 def share_out(
-    waiting: Sequence[AnyWaiting],
+    waiting: Sequence[AnyTurn],
     n_tokens: int,
-    is_due: Callable[[AnyWaiting], bool],
+    is_due: Callable[[AnyTurn], bool],
     *,
     min_tokens: int = 1,
     stretch: float = 1.0,
-) -> list[tuple[AnyWaiting, int]]:
+) -> list[tuple[AnyTurn, int]]:
     """Choose which prompts are evaluated in a step, and how many tokens of each.
 
-    First come, first served, since each further prompt in a step costs a pass over the weights; but one that is much
-    shorter than what is left of the oldest overtakes it on half of the tokens: a short question need not wait for a long
-    document, and the document goes on.
+    The higher priority first, and of equals the one that misses the fewest tokens: most are answered soonest so, and a short
+    question need not wait for a long document. Waiting counts: each token that is evaluated of others takes one from what a
+    waiting prompt is taken to miss, so that nobody who comes later overtakes a prompt of `n` tokens once `n` tokens have been
+    evaluated since it came; and AGING_TOKENS of them raise it by a priority.
+
+    So nobody starves. While a prompt waits, no more tokens of others are evaluated than what those missed that were there
+    before it, `AGING_TOKENS` for each priority above its own, and its own length times the number of slots.
 
     Args:
         waiting: In the order in which they came, at least one.
@@ -138,28 +211,32 @@ def share_out(
         Each with 1 to `n_missing()` tokens, together about `n_tokens`: never more without `stretch`.
     """
     n_left = n_tokens
-    oldest = waiting[0]
-    shortest = min(waiting, key=lambda one: one.n_missing())
-    overtakes = shortest.n_missing() * OVERTAKING_RATIO <= oldest.n_missing()
-    n_reserved = min(n_left // 2, shortest.n_missing()) if overtakes else 0
-    chunks: dict[int, tuple[AnyWaiting, int]] = {}
-    for one in (oldest, shortest, *waiting) if overtakes else waiting:
+    chunks: list[tuple[AnyTurn, int]] = []
+    for one in sorted(waiting, key=Turn.turn) if len(waiting) > 1 else waiting:
         if n_left < 1:
             break
-        if id(one) in chunks or not is_due(one):
+        if not is_due(one):
             continue
         n_missing = one.n_missing()
-        n = min(n_missing, max(1, n_left - n_reserved))
+        n = min(n_missing, n_left)
         if n_missing <= n * stretch:
             n = n_missing
+            one.begun = next(_moments)
         elif chunks and n < min_tokens:
             continue
-        n_reserved = 0
         n_left -= n
-        chunks[id(one)] = (one, n)
-    if n_left > 0 and id(oldest) in chunks:  # what was reserved for one that is not due after all
-        chunks[id(oldest)] = (oldest, min(oldest.n_missing(), chunks[id(oldest)][1] + n_left))
-    return list(chunks.values())
+        chunks.append((one, n))
+    pass_by(waiting, chunks)
+    return chunks
+
+
+def pass_by(waiting: Sequence[Turn], chunks: Sequence[tuple[Turn, int]]) -> None:
+    """Note for all who wait what is evaluated of others."""
+    n_evaluated = sum(n for _, n in chunks)
+    for one in waiting:
+        one.n_waited += n_evaluated
+    for one, n in chunks:
+        one.n_waited -= n
 
 
 class Cache:

@@ -31,6 +31,14 @@ class Priority(StrEnum):
     NORMAL = "normal"
     BATCH = "batch"
 
+    @property
+    def rank(self) -> int:
+        """0 goes first."""
+        return _RANKS[self]
+
+
+_RANKS = {priority: rank for rank, priority in enumerate(Priority)}
+
 
 class Lifecycle(StrEnum):
     """The seven states of a model; every state a client sees is derived from one of them."""

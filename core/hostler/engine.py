@@ -44,6 +44,8 @@ class EngineSettings(msgspec.Struct, frozen=True):
     """0: the physical cores this process may use."""
     embedding: bool = True
     n_batch: int = 512
+    max_itl_ratio: float = 3.5
+    """How many times its usual time between two tokens (ITL) a running answer may wait beside a prompt."""
     flash_attn: bool = True
     use_mmap: bool = True
     mlock: bool = False
@@ -119,6 +121,8 @@ class SequenceSink(Protocol):
     """`seed` is never SEED_RANDOM here: the worker has drawn one. `stop` and `max_tokens` are not the engine's business."""
     cache_prompt: bool
     """False: do not reuse another request's KV for this prompt."""
+    priority: int
+    """0 interactive, 1 normal, 2 batch: whose prompt goes first, and whose answer must not wait for whose prompt."""
     n_pinned: int
     """So many first tokens of the prompt are pinned: their KV is the last to be evicted. 0: none."""
     raw: RawPrompt | None

@@ -6,6 +6,10 @@ one gives its place back when the worker has closed it.
 Two numbers bound a model. `n_slots` sequences run in the engine at once. `n_admitted` sequences may be inside the worker
 (each holds a token ring); the ones beyond the slots are rendered and tokenized ahead, so that a freed slot is filled in the
 same step. Everything else waits here, at most `queue_len` beyond the slots.
+
+The order is that of a Line (turns.py): by priority, with a bound on how often one may be overtaken. The worker's loop orders
+in the same way those who are inside. Some of the places beyond the slots are kept for higher priorities, so that an
+interactive request stands before the next free slot at once, however many of a batch came before it.
 """
 
 from __future__ import annotations
@@ -17,8 +21,8 @@ from contextlib import contextmanager
 
 from hostler.domain import Priority
 from hostler.errors import HostlerError, QueueFull, RequestCancelled
+from hostler.turns import Line
 
-_RANK = {Priority.INTERACTIVE: 0, Priority.NORMAL: 1, Priority.BATCH: 2}
 RETRY_AFTER_S = 2.0
 """What a full queue tells a client to wait: about one short answer."""
 
@@ -64,9 +68,8 @@ class RequestBudget:
 class Ticket:
     """A request's place in a queue: `n` sequences that start together. Made by AdmissionQueue only."""
 
-    def __init__(self, queue: AdmissionQueue, n: int, rank: int, order: int) -> None:
+    def __init__(self, queue: AdmissionQueue, n: int) -> None:
         self.n = n
-        self.key = (rank, order)
         self._queue = queue
         self._event = threading.Event()
         # Protected by the queue's lock:
@@ -115,7 +118,7 @@ class AdmissionQueue:
     def __init__(self, n_slots: int, queue_len: int) -> None:
         self._lock = threading.Lock()
         self._order = itertools.count()
-        self._waiting: list[Ticket] = []
+        self._waiting: Line[Ticket] = Line()
         self._n_admitted = 0
         self._capacity = 0
         self.n_slots = n_slots
@@ -136,8 +139,7 @@ class AdmissionQueue:
     def fail(self, error: HostlerError) -> None:
         """The model will not run: everyone who waits gets the error."""
         with self._lock:
-            waiting, self._waiting = self._waiting, []
-            for ticket in waiting:
+            for ticket in self._waiting.clear():
                 ticket.is_over = True
                 ticket.settle(error)
 
@@ -156,17 +158,15 @@ class AdmissionQueue:
                     f"wait already (queue_len {limit}); try again in a moment",
                     retry_after_s=RETRY_AFTER_S,
                 )
-            ticket = Ticket(self, n, _RANK[priority], next(self._order))
-            self._waiting.append(ticket)
-            self._waiting.sort(key=lambda item: item.key)
+            ticket = Ticket(self, n)
+            self._waiting.put(ticket, priority.rank, next(self._order))
             self._admit()
             return ticket
 
     def cancel(self, ticket: Ticket, error: HostlerError) -> None:
         """See Ticket.cancel."""
         with self._lock:
-            if ticket in self._waiting:
-                self._waiting.remove(ticket)
+            if self._waiting.remove(ticket):
                 ticket.is_over = True
                 ticket.settle(error)
                 self._admit()
@@ -183,8 +183,7 @@ class AdmissionQueue:
     def release_all(self, ticket: Ticket) -> None:
         """See Ticket.release_all."""
         with self._lock:
-            if ticket in self._waiting:
-                self._waiting.remove(ticket)
+            self._waiting.remove(ticket)
             self._n_admitted -= ticket.n_held
             ticket.n_held = 0
             ticket.is_over = True
@@ -207,8 +206,16 @@ class AdmissionQueue:
 
     def _admit(self) -> None:
         # INVARIANT: strictly in order, so a request with many answers is not starved by small ones behind it.
-        while self._waiting and self._n_admitted + self._waiting[0].n <= self._capacity:
-            ticket = self._waiting.pop(0)
+        while self._waiting:
+            ticket, rank = self._waiting.first()
+            if self._n_admitted + ticket.n > self._capacity or self._n_admitted >= self._room(rank):
+                break
+            self._waiting.take()
             ticket.n_held = ticket.n
             self._n_admitted += ticket.n
             ticket.settle(None)
+
+    def _room(self, rank: int) -> int:
+        """Places that ones of this rank may fill: of those beyond the slots a quarter is kept for each higher rank."""
+        n_kept = max(0, self._capacity - self.n_slots) // 4
+        return self._capacity - rank * n_kept

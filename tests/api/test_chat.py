@@ -225,6 +225,7 @@ def test_seeds_fit_what_engines_hold_and_minus_one_stays_random(client: Any, run
         ({"logit_bias": {"5": None}}, "logit_bias.5"),
         ({"logit_bias": [5]}, "logit_bias"),
         ({"cache_prompt": "maybe"}, "cache_prompt"),
+        ({"priority": "urgent"}, "priority"),
         ({"stream_options": True}, "stream_options"),
         ({"stream_options": {"include_usage": "x"}}, "stream_options.include_usage"),
         ({"chat_template_kwargs": []}, "chat_template_kwargs"),
@@ -380,6 +381,24 @@ def test_options_of_cache_and_template_arrive(client: Any, runtime: Any) -> None
 
     assert runtime.asked[0].cache_prompt is False
     assert runtime.asked[0].template_kwargs == {"enable_thinking": False}
+
+
+@pytest.mark.parametrize(
+    ("fields", "priority"),
+    [
+        ({}, "normal"),
+        ({"priority": "interactive"}, "interactive"),
+        ({"service_tier": "flex"}, "batch"),
+        ({"service_tier": "priority"}, "interactive"),
+        ({"service_tier": "auto"}, "normal"),
+        ({"service_tier": "flex", "priority": "normal"}, "normal"),
+    ],
+)
+def test_the_priority_arrives_under_either_name(client: Any, runtime: Any, fields: dict[str, str], priority: str) -> None:
+    client.chat(**fields)
+    client.complete(**fields)
+
+    assert [request.priority for request in runtime.asked] == [priority] * 2
 
 
 # -- streams ----------------------------------------------------------------------------------------------------------

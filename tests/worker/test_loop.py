@@ -14,6 +14,7 @@ from hostler.errors import InvalidRequest, UnsupportedParameter
 from hostler.ring import RingSegment
 from hostler.testing import ScriptedEngine, at_step, raise_error
 from hostler.text import StopStrings
+from hostler.turns import OVERTAKEN_A_RANK
 from hostler.worker import exits
 from hostler.worker.loop import Arrived, Cancelled, Inbox, Loop, PreparationFailed, StopAsked, Task
 from hostler.worker.preparation import Prepared
@@ -126,6 +127,18 @@ def test_slots_go_to_the_higher_priority_and_then_to_the_earlier_request(make_ri
     rig.run_until_closed(4)
 
     assert rig.closed() == [3, 2, 4, 1]
+
+
+def test_a_batch_sequence_gets_a_slot_after_so_many_later_ones(make_rig: MakeRig) -> None:
+    rig = make_rig(n_slots=1)
+    rig.arrive(1, Priority.BATCH)
+    rig.prepare(1)
+    for sequence_id in range(2, 50):
+        rig.arrive(sequence_id, Priority.INTERACTIVE)
+        rig.prepare(sequence_id)
+    rig.run_until_closed(49)
+
+    assert rig.closed().index(1) == 2 * OVERTAKEN_A_RANK
 
 
 def test_a_sequence_cancelled_before_it_is_prepared_is_closed_and_its_preparation_ignored(make_rig: MakeRig) -> None:

@@ -39,6 +39,7 @@ class Chat:
             messages=call.messages,
             n=call.n,
             cache_prompt=call.cache_prompt,
+            priority=call.priority,
             template_kwargs=call.template_kwargs,
         )
 

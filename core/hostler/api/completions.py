@@ -50,6 +50,7 @@ class Completions:
                     prompt=call.prompts[index],
                     n=call.n,
                     cache_prompt=call.cache_prompt,
+                    priority=call.priority,
                 )
             )
 

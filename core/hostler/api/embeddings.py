@@ -31,7 +31,8 @@ class Embeddings:
         record.model = model = self._runtime.model(call.model).manifest.id
         req.context.has_own_line = True
         try:
-            with self._runtime.embed(EmbedRequest(record.generation_id, model, call.inputs, call.dimensions)) as embedding:
+            request = EmbedRequest(record.generation_id, model, call.inputs, call.dimensions, call.priority)
+            with self._runtime.embed(request) as embedding:
                 result = _wait(embedding, req)
         except Exception as error:
             record.write(getattr(error, "code", "internal_error"))

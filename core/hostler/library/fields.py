@@ -173,6 +173,15 @@ SETTINGS: tuple[Field, ...] = (
     Field("cache_type", str, "f16", "Type of the KV cache.", choices=("f16", "q8_0", "q4_0")),
     Field("caching_enabled", bool, True, "Reuse the KV cache of equal prompt beginnings."),
     Field("n_batch", int, 512, "Prompt tokens evaluated at once.", 1, 65536),
+    Field(
+        "max_itl_ratio",
+        float,
+        3.5,
+        "How many times its usual time between tokens (ITL) a running answer may take while prompts are evaluated: "
+        "small keeps answers even, large brings new ones sooner.",
+        1.1,
+        100,
+    ),
     Field("flash_attn", bool, True, "Flash attention where the engine has it."),
     Field("use_mmap", bool, True, "Map weight files instead of reading them."),
     Field("mlock", bool, False, "Keep weights from being swapped out."),

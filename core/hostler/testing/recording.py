@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from hostler.domain import SEED_RANDOM, FinishReason, SamplingParams, TokenLogprob, Usage
+from hostler.domain import SEED_RANDOM, FinishReason, Priority, SamplingParams, TokenLogprob, Usage
 from hostler.engine import RawPrompt
 from hostler.errors import EngineFailed, HostlerError
 from hostler.text import StopStrings, TextAssembler
@@ -36,6 +36,7 @@ class RecordingSequence:
         raw: RawPrompt | None = None,
         n_ctx: int | None = None,
         cache_prompt: bool = True,
+        priority: Priority = Priority.NORMAL,
         n_pinned: int = 0,
         stop_after: int | None = None,
         sequence_id: int | None = None,
@@ -48,6 +49,7 @@ class RecordingSequence:
             raw: What an engine that takes messages gets.
             n_ctx: The engine's `EngineInfo.n_ctx`; prompt and answer together never exceed it. None: no limit.
             cache_prompt: As in SequenceSink.
+            priority: The request's.
             n_pinned: As in SequenceSink.
             stop_after: `push` gives False at this many tokens, as if the reader had had enough. None: never.
             sequence_id: None: the next free one.
@@ -59,6 +61,7 @@ class RecordingSequence:
         self.tokens: Sequence[int] = tuple(tokens)
         self.params: SamplingParams = params
         self.cache_prompt: bool = cache_prompt
+        self.priority: int = priority.rank
         self.n_pinned: int = n_pinned
         self.raw: RawPrompt | None = raw
 

@@ -7,7 +7,6 @@ It must not know pipes, templates or which engine runs.
 
 from __future__ import annotations
 
-import heapq
 import threading
 import time
 import traceback
@@ -21,6 +20,7 @@ from hostler.domain import MemoryUse
 from hostler.engine import Engine, EngineInfo
 from hostler.errors import EngineFailed, HostlerError
 from hostler.ring import RingSegment
+from hostler.turns import Line
 from hostler.worker import exits
 from hostler.worker.embedding import EmbedJobs, Tokens
 from hostler.worker.preparation import Prepared
@@ -152,8 +152,8 @@ class Loop:
         self._clock = clock
         self._open: dict[int, RingSequence] = {}
         """Every sequence whose SequenceClosed has not been sent."""
-        self._waiting: list[tuple[tuple[int, int], RingSequence]] = []
-        """Heap of prepared sequences without a slot; ones that are over are skipped when their turn comes."""
+        self._waiting: Line[RingSequence] = Line()
+        """Prepared sequences without a slot; ones that are over are skipped when their turn comes."""
         self._active: dict[int, RingSequence] = {}
         """Sequences in the engine."""
         self._full: dict[int, RingSequence] = {}
@@ -242,7 +242,7 @@ class Loop:
                     sequence.prepared(
                         item.tokens, item.params, item.stops, item.cache_prompt, self._info.n_ctx, item.raw
                     )
-                    heapq.heappush(self._waiting, (sequence.order, sequence))
+                    self._waiting.put(sequence, sequence.priority, sequence.id)
             case PreparationFailed(sequence_id, error):
                 sequence = self._open.get(sequence_id)
                 if sequence is not None:
@@ -290,7 +290,7 @@ class Loop:
 
     def _admit(self) -> None:
         while self._waiting and len(self._active) < self._info.n_slots:
-            _, sequence = heapq.heappop(self._waiting)
+            sequence = self._waiting.take()
             if sequence.is_over:
                 continue
             sequence.admitted()

@@ -11,7 +11,6 @@ Two threads: `preparation` does the work, `preparation-watch` looks after the jo
 from __future__ import annotations
 
 import ctypes
-import heapq
 import math
 import mmap
 import sys
@@ -25,6 +24,7 @@ from typing import NoReturn
 
 from hostler.domain import Priority
 from hostler.errors import EngineFailed, HostlerError, InternalError, InvalidRequest
+from hostler.turns import Line
 from hostler.worker.preparation import Preparation, Prepared
 from hostler.worker.wire import Counting, Submit
 
@@ -38,8 +38,6 @@ MEMORY_LIMIT_BYTES = 1 << 30
 loop reaches in a blink. Growth of the engine counts, too, but not so much in so short a time."""
 _LOOK_S = 0.05
 """How often memory is looked at during one rendering; nearly all are over before the first look."""
-
-_RANK = {Priority.INTERACTIVE: 0, Priority.NORMAL: 1, Priority.BATCH: 2}
 
 
 class RenderTimeout(BaseException):
@@ -105,7 +103,7 @@ class PreparationThread:
         self._exit_worker = exit_worker
         self._lock = threading.Lock()  # protects the queue, the discarded ids and the current worker's fields
         self._has_jobs = threading.Condition(self._lock)
-        self._queue: list[tuple[int, int, Job]] = []
+        self._queue: Line[tuple[int, Job]] = Line()
         self._n_taken_in = 0
         self._discarded: set[int] = set()
         self._deadline_is_earlier = threading.Condition(self._lock)
@@ -116,28 +114,28 @@ class PreparationThread:
 
     def put(self, submit: Submit) -> None:
         """Queue a request; one of on_prepared and on_failed follows, unless it is discarded."""
-        self._put(_RANK[submit.priority], submit)
+        self._put(submit.priority, submit)
 
     def put_count(self, count: Count) -> None:
         """Queue messages to be counted, under the same watch as a request's."""
-        self._put(_RANK[Priority.NORMAL], count)
+        self._put(Priority.NORMAL, count)
 
     def put_task(self, task: Callable[[], None]) -> None:
         """Queue something else to be done in the thread; it delivers its result itself and raises nothing."""
-        self._put(_RANK[Priority.NORMAL], task)
+        self._put(Priority.NORMAL, task)
 
     def discard(self, sequence_id: int) -> None:
         """Nobody wants this request any more; if it still waits here, leave it out."""
         with self._lock:
-            if any(isinstance(job, Submit) and job.sequence_id == sequence_id for _, _, job in self._queue):
+            if any(isinstance(job, Submit) and job.sequence_id == sequence_id for _, job in self._queue):
                 self._discarded.add(sequence_id)
 
     # -- preparation thread -----------------------------------------------------------------------------------------
 
-    def _put(self, rank: int, job: Job) -> None:
+    def _put(self, priority: Priority, job: Job) -> None:
         with self._has_jobs:
             self._n_taken_in += 1
-            heapq.heappush(self._queue, (rank, self._n_taken_in, job))
+            self._queue.put((self._n_taken_in, job), priority.rank, self._n_taken_in)
             self._has_jobs.notify()
 
     def _start_worker(self) -> _Worker:
@@ -157,7 +155,7 @@ class PreparationThread:
         with self._has_jobs:
             while not self._queue:
                 self._has_jobs.wait()
-            _, worker.job, job = heapq.heappop(self._queue)
+            worker.job, job = self._queue.take()
             if isinstance(job, Submit):
                 if job.sequence_id in self._discarded:
                     self._discarded.remove(job.sequence_id)

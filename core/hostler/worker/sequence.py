@@ -32,7 +32,6 @@ from hostler.worker.wire import (
     encode_payload,
 )
 
-_RANK = {Priority.INTERACTIVE: 0, Priority.NORMAL: 1, Priority.BATCH: 2}
 _ONE_TOKEN = TEXT_HEADER.pack(1)
 _LOGPROBS_A_FRAME = 8
 """At 20 candidates of 81 bytes an entry takes about 2 KiB, so a frame stays far below the smallest ring in use."""
@@ -70,8 +69,7 @@ class RingSequence:
         self.is_prepared = False
         self.stalled_since = 0.0
         """When its ring last took a frame; meaningful while frames wait."""
-        self.order = (_RANK[priority], sequence_id)
-        """First come, first served within a priority."""
+        self.priority = priority.rank
         self._writer = writer
         self._generation = sequence_id & 0xFFFF_FFFF
         # A quarter of the ring at UTF-8's worst: frames that can never fit are never made.

@@ -12,9 +12,10 @@ from msgspec import Meta, Struct
 
 from hostler.api.schema.convert import convert, required, shown
 from hostler.api.schema.marks import REQUIRED, exactly, rule
+from hostler.api.schema.priority import PriorityName, read_priority
 from hostler.api.schema.sampling import BIAS_LIMIT, read_logit_bias, read_parameters
 from hostler.api.schema.tables import number_text
-from hostler.domain import Message
+from hostler.domain import Message, Priority
 from hostler.errors import InvalidRequest, MissingParameter, UnsupportedParameter
 from hostler.library.fields import portable
 
@@ -121,6 +122,8 @@ class ChatBody(Struct):
     modalities: Annotated[list[str] | None, exactly({"enum": [[], ["text"], None]})] = None
     web_search_options: Annotated[dict[str, Any] | None, exactly({"type": "null"})] = None
     cache_prompt: bool | None = None
+    priority: PriorityName | None = None
+    service_tier: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 
@@ -137,6 +140,7 @@ class ChatCall(Struct, frozen=True):
     logprobs: int | None
     logit_bias: dict[int, float]
     cache_prompt: bool
+    priority: Priority
     template_kwargs: dict[str, Any]
 
 
@@ -163,6 +167,7 @@ def read_chat(raw: dict[str, Any]) -> ChatCall:
         logprobs=_logprobs(body),
         logit_bias=read_logit_bias(body.logit_bias),
         cache_prompt=body.cache_prompt is not False,
+        priority=read_priority(body.priority, body.service_tier),
         template_kwargs=_portable(body.chat_template_kwargs or {}, "chat_template_kwargs"),
     )
 

@@ -10,7 +10,9 @@ from msgspec import Meta, Struct
 from hostler.api.schema.chat import Choices, LogitBias, StreamOptions
 from hostler.api.schema.convert import convert, required
 from hostler.api.schema.marks import REQUIRED, exactly, rule
+from hostler.api.schema.priority import PriorityName, read_priority
 from hostler.api.schema.sampling import read_logit_bias, read_parameters
+from hostler.domain import Priority
 from hostler.errors import InvalidRequest, UnsupportedParameter
 from hostler.library.sampling import LARGEST
 
@@ -56,6 +58,8 @@ class CompletionBody(Struct):
     logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     logit_bias: LogitBias | None = None
     cache_prompt: bool | None = None
+    priority: PriorityName | None = None
+    service_tier: str | None = None
 
 
 class CompletionCall(Struct, frozen=True):
@@ -72,6 +76,7 @@ class CompletionCall(Struct, frozen=True):
     logit_bias: dict[int, float]
     is_echo: bool
     cache_prompt: bool
+    priority: Priority
 
 
 def read_completion(raw: dict[str, Any]) -> CompletionCall:
@@ -102,6 +107,7 @@ def read_completion(raw: dict[str, Any]) -> CompletionCall:
         logit_bias=read_logit_bias(body.logit_bias),
         is_echo=bool(body.echo),
         cache_prompt=body.cache_prompt is not False,
+        priority=read_priority(body.priority, body.service_tier),
     )
 
 

@@ -12,7 +12,8 @@ from msgspec import Meta, Struct
 
 from hostler.api.schema.convert import convert, required
 from hostler.api.schema.marks import REQUIRED, exactly
-from hostler.domain import EmbedResult
+from hostler.api.schema.priority import PriorityName, read_priority
+from hostler.domain import EmbedResult, Priority
 from hostler.errors import InvalidRequest
 from hostler.library.sampling import LARGEST
 
@@ -46,6 +47,7 @@ class EmbeddingBody(Struct):
     dimensions: Annotated[int, Meta(ge=1, le=LARGEST)] | None = None
     """The model's own number; another one is refused, for vectors are not shortened."""
     user: str | None = None
+    priority: PriorityName | None = None
 
 
 class EmbeddingCall(Struct, frozen=True):
@@ -57,6 +59,7 @@ class EmbeddingCall(Struct, frozen=True):
     """One input that did not stand in an array: errors call it `input`, not `input[0]`."""
     is_base64: bool
     dimensions: int | None
+    priority: Priority
 
 
 class EmbeddingItem(Struct, frozen=True, forbid_unknown_fields=True):
@@ -93,7 +96,8 @@ def read_embeddings(raw: dict[str, Any]) -> EmbeddingCall:
     body = convert(raw, EmbeddingBody)
     model = required(body.model, "model", "name one that GET /v1/models lists")
     inputs, is_single = _inputs(required(body.input, "input", "send a text, texts, or token ids"))
-    return EmbeddingCall(model, inputs, is_single, body.encoding_format == "base64", body.dimensions)
+    priority = read_priority(body.priority)
+    return EmbeddingCall(model, inputs, is_single, body.encoding_format == "base64", body.dimensions, priority)
 
 
 def _inputs(value: str | Sequence[str | int | list[int]]) -> tuple[tuple[Input, ...], bool]:

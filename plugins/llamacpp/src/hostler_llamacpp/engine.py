@@ -31,6 +31,7 @@ from hostler import (
     Packing,
     Progress,
     SequenceSink,
+    Turn,
     UnsupportedParameter,
     Vectors,
     common_prefix,
@@ -52,7 +53,7 @@ PIECE_SHARE = 0.85
 _WARM_UP_TOKENS = 32
 
 
-class Run:
+class Run(Turn):
     """One sequence inside the engine.
 
     INVARIANT: with a stream, the stream's tokens are the prompt's first `n_done` and then what was generated and
@@ -62,6 +63,7 @@ class Run:
     __slots__ = ("last_token", "n_done", "n_prompt", "prompt", "sampler", "sink", "stream")
 
     def __init__(self, sink: SequenceSink, prompt: np.ndarray, sampler: Sampler) -> None:
+        super().__init__(sink.priority)
         self.sink = sink
         self.prompt = prompt
         self.n_prompt = len(prompt)
@@ -112,7 +114,7 @@ class LlamaCppEngine:
         n_cells = loading.padded(loaded.n_ctx) * loaded.n_slots
         token_bytes = kv_bytes // n_cells
         self._n_chunk = max(1, min(settings.n_batch, loaded.n_batch - loaded.n_slots))
-        self._pace = Pace(self._n_chunk, loaded.n_slots)
+        self._pace = Pace(self._n_chunk, loaded.n_slots, max_itl_ratio=settings.max_itl_ratio)
         self._embedder = Embedder(loaded, settings, self._vocabulary.n_tokens, token_bytes)
         if loaded.context:
             self._start_writing(loaded, settings, token_bytes, kv_bytes)
@@ -266,7 +268,8 @@ class LlamaCppEngine:
                 (decoding if run.n_done == run.n_prompt else waiting).append(run)
         chunks: list[tuple[Run, int]] = []
         if waiting:
-            n_tokens = self._pace.chunk_tokens(len(decoding), 0.5 if self._embedder.n_open else 1.0)
+            seconds, is_alone = self._pace.room_s(waiting, decoding)
+            n_tokens = self._pace.tokens_in(seconds / 2 if self._embedder.n_open else seconds, is_alone=is_alone)
             chunks = share_out(waiting, n_tokens, lambda run: self._is_due(run, waiting))
         if not decoding and not chunks:
             return False

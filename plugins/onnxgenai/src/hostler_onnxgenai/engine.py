@@ -29,6 +29,7 @@ from hostler import (
     Pace,
     Progress,
     SequenceSink,
+    Turn,
     UnsupportedParameter,
     Vectors,
     common_prefix,
@@ -58,7 +59,7 @@ MIN_FRAGMENT_TOKENS = 16
 STRETCH = 1.25
 
 
-class Run:
+class Run(Turn):
     """One sequence inside the engine.
 
     INVARIANT: with a row, the row's tokens are the prompt's first `n_done` and then what was generated and evaluated;
@@ -68,6 +69,7 @@ class Run:
     __slots__ = ("last_token", "n_done", "n_prompt", "prompt", "row", "sampler", "sink")
 
     def __init__(self, sink: SequenceSink, prompt: np.ndarray, sampler: Sampler) -> None:
+        super().__init__(sink.priority)
         self.sink = sink
         self.prompt = prompt
         self.n_prompt = len(prompt)
@@ -117,6 +119,7 @@ class OnnxGenaiEngine:
         self._pace = Pace(
             self._n_batch,
             loaded.n_slots,
+            max_itl_ratio=settings.max_itl_ratio,
             alone_step_s=ALONE_STEP_S,
             min_alone_tokens=MIN_ALONE_TOKENS,
             min_prompt_s=MIN_PROMPT_S,
@@ -212,15 +215,16 @@ class OnnxGenaiEngine:
         for run in self._runs.values():
             if not run.sink.is_paused:
                 (decoding if run.n_done == run.n_prompt else waiting).append(run)
-        n_prefilled = self._prefill(waiting, len(decoding)) if waiting else 0
+        n_prefilled = self._prefill(waiting, decoding) if waiting else 0
         if decoding:
             self._decode(decoding)
         return bool(decoding or n_prefilled)
 
-    def _prefill(self, waiting: list[Run], n_decoding: int) -> int:
+    def _prefill(self, waiting: list[Run], decoding: list[Run]) -> int:
         """Evaluate some of the prompts that wait; whose is complete gets its first token."""
         n_prefilled = 0
-        n_tokens = self._pace.chunk_tokens(n_decoding)
+        seconds, is_alone = self._pace.room_s(waiting, decoding)
+        n_tokens = self._pace.tokens_in(seconds, is_alone=is_alone)
         chunks = share_out(
             waiting,
             n_tokens,
