@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import llama_cpp as llama
 import numpy as np
@@ -29,24 +30,29 @@ from hostler import (
     ModelFiles,
     Pace,
     Packing,
+    PrefixFiles,
     Progress,
     SequenceSink,
     Turn,
     UnsupportedParameter,
     Vectors,
-    common_prefix,
     share_out,
 )
 from hostler_llamacpp import loading, probe
 from hostler_llamacpp.binding import Batch, LogitRows, log
 from hostler_llamacpp.embedding import Embedder
 from hostler_llamacpp.loading import Loaded
+from hostler_llamacpp.prefixes import Prefixes, unknown_layout
 from hostler_llamacpp.sampling import Sampler, Workspace
+from hostler_llamacpp.states import Layout, StreamMemory
 from hostler_llamacpp.streams import Stream, Streams
 from hostler_llamacpp.vocabulary import Vocabulary
 
 MIN_SHARED_TOKENS = 32
 """A prompt waits for another's prefill only if at least so many of its tokens come out of that."""
+STORING_S = 2.0
+PREFIX_FILES_CLOSE_S = 5.0
+"""What a close may take to look for prefixes worth a file, and to write them: together less than `stop_timeout_s`."""
 MIN_SCRATCH_BYTES = 128 * 1024 * 1024
 PIECE_SHARE = 0.85
 """Of a prompt's time for a piece of embeddings, whose length in seconds is known less well: inputs end where they end."""
@@ -95,7 +101,7 @@ class LlamaCppEngine:
         try:
             info = self._start(loaded, settings)
             if info.can_generate:
-                self._warm_up(files.primary)
+                self._open_prefixes(self._warm_up(files.primary), settings)
             else:
                 self._warm_up_embedding(files.primary)
             loading.report(progress, 1.0)
@@ -152,12 +158,14 @@ class LlamaCppEngine:
         self._batch = Batch(loaded.n_batch)
         self._rows = LogitRows(context, self._vocabulary.n_tokens, loaded.n_slots)
         can_roll_back = not (llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
+        self._n_swa = int(llama.llama_model_n_swa(model))
         self._streams = Streams(
-            context,
+            StreamMemory(context),
             loaded.n_slots,
             loading.padded(loaded.n_ctx),
-            n_swa=int(llama.llama_model_n_swa(model)),
+            n_swa=self._n_swa,
             can_roll_back=can_roll_back,
+            prefixes=Prefixes(unknown_layout(), ram_bytes=0),
         )
         self._packing = Packing(
             hole_bytes=int(llama.llama_model_size(model)),
@@ -165,11 +173,16 @@ class LlamaCppEngine:
             scratch_bytes=max(MIN_SCRATCH_BYTES, kv_bytes // 8),
         )
 
-    def _warm_up(self, path: str) -> None:
-        """Evaluate a few tokens: mapped weights become resident, broken ones show, first costs are learnt."""
+    def _warm_up(self, path: str) -> Layout:
+        """Evaluate a few tokens: mapped weights become resident, broken ones show, first costs are learnt.
+
+        Returns:
+            What a stream's state is made of.
+        """
         n_tokens = min(_WARM_UP_TOKENS, self._n_chunk, self._n_ctx - 1)
         stream = self._streams.all[0]
         prompt = np.arange(n_tokens, dtype=np.int32) % self._vocabulary.n_tokens
+        states: list[np.ndarray] = []
         # A chunk that brings the weights in, one that tells what a prompt token costs, and one token of decode.
         for position, tokens, is_measured in ((0, prompt, False), (0, prompt, True), (n_tokens, prompt[:1], True)):
             if position == 0:
@@ -188,7 +201,19 @@ class LlamaCppEngine:
                     "corrupt. Delete it and pull it again",
                     path=path,
                 )
+            states.append(self._streams.memory.save(stream.number))
         self._streams.release(stream, keeps=False)
+        return Layout.learn(states[1], states[2], (n_tokens, n_tokens + 1), has_window=self._n_swa > 0)
+
+    def _open_prefixes(self, layout: Layout, settings: EngineSettings) -> None:
+        """Set up what outlives the streams."""
+        if not self._caching:
+            return
+        files = None
+        if settings.cache_folder and settings.cache_disk_bytes > 0 and settings.model_digest:
+            identity = f"{settings.model_digest}\n{probe.version()}\n{loading.state_settings(settings)}\n{layout.identity()}"
+            files = PrefixFiles(Path(settings.cache_folder), identity, settings.cache_disk_bytes)
+        self._streams.prefixes = Prefixes(layout, ram_bytes=settings.cache_ram_bytes, files=files)
 
     def _warm_up_embedding(self, path: str) -> None:
         """The same for a model that only embeds."""
@@ -208,6 +233,8 @@ class LlamaCppEngine:
         if self._loaded is not None:
             self._embedder.free()
             if self._loaded.context:
+                self._streams.close(STORING_S)
+                self._streams.prefixes.close(PREFIX_FILES_CLOSE_S)
                 del self._rows, self._batch, self._streams
             self._loaded.free()
             self._loaded = None
@@ -273,9 +300,13 @@ class LlamaCppEngine:
             chunks = share_out(waiting, n_tokens, lambda run: self._is_due(run, waiting))
         if not decoding and not chunks:
             return False
+        chunks = [(run, self._streams.clip(run.stream, n)) for run, n in chunks if run.stream is not None]
         started = time.monotonic()
         rows = self._evaluate(decoding, chunks)
         self._pace.learn(len(decoding), sum(n for _, n in chunks), time.monotonic() - started)
+        for run, _ in chunks:
+            if run.stream is not None:
+                self._streams.take_checkpoint(run.stream)
         if rows:
             self._sample(rows)
         return True
@@ -284,10 +315,16 @@ class LlamaCppEngine:
         """Whether another prompt's prefill, under way, will soon evaluate much of this prompt's beginning."""
         if not (run.sink.cache_prompt and self._caching):
             return False
-        return any(
-            other.stream is not None and common_prefix(other.prompt, run.prompt) - other.n_done >= MIN_SHARED_TOKENS
-            for other in waiting
-        )
+        coming: dict[Stream, int] | None = None
+        for other in waiting:
+            if other.stream is None:
+                continue
+            if coming is None:
+                coming = self._streams.coming(run.prompt)
+            n = min(coming.get(other.stream, 0), run.n_prompt - 1)
+            if n - other.n_done >= MIN_SHARED_TOKENS and self._streams.may_wait_for(other.stream, n):
+                return True
+        return False
 
     def _is_due(self, run: Run, waiting: list[Run]) -> bool:
         """Give a prompt its stream, unless another's prefill will soon evaluate much of its beginning."""
@@ -298,7 +335,8 @@ class LlamaCppEngine:
         return True
 
     def _place(self, run: Run) -> None:
-        run.stream, run.n_done = self._streams.place(run.prompt, may_reuse=run.sink.cache_prompt and self._caching)
+        may_reuse = run.sink.cache_prompt and self._caching
+        run.stream, run.n_done = self._streams.place(run.prompt, may_reuse=may_reuse, n_pinned=run.sink.n_pinned)
         run.sink.begin(run.n_done)
 
     def _evaluate(self, decoding: list[Run], chunks: list[tuple[Run, int]]) -> list[tuple[Run, int]]:

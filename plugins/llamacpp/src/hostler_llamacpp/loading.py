@@ -26,6 +26,8 @@ MAX_UBATCH = 512
 MAX_SLOTS = 256
 EXTRAS = frozenset({"check_tensors", "n_ubatch", "rope_freq_base", "rope_freq_scale", "swa_full"})
 """What `EngineSettings.extra` may hold here."""
+_STATE_EXTRAS = frozenset({"rope_freq_base", "rope_freq_scale", "swa_full"})
+"""Of these the ones that change keys and values."""
 
 _LOAD_MODES = {(False, False): 0, (True, False): 1, (False, True): 2, (True, True): 3}
 """(mmap, mlock) -> enum llama_load_mode."""
@@ -321,6 +323,12 @@ def _make_context(
         llama.llama_free(context)
         raise ModelLoadFailed(f"llama.cpp gave each slot {n_real} tokens where {n_ctx} were asked for")
     return int(context), int(llama.llama_n_batch(context))
+
+
+def state_settings(settings: EngineSettings) -> str:
+    """What the settings change in a stream's state: states saved under others mean something else, or are refused."""
+    extra = {name: settings.extra[name] for name in sorted(_STATE_EXTRAS & set(settings.extra))}
+    return f"cache_type={settings.cache_type} flash_attn={settings.flash_attn} {extra}"
 
 
 def padded(n_ctx: int) -> int:

@@ -1,31 +1,52 @@
 """KV streams: which tokens lie in which, which one a new sequence takes, and how running ones are kept side by side.
 
-Worker process, engine thread only. It knows llama.cpp's memory calls and token ids, nothing of requests or sampling.
+Worker process, engine thread only. It knows which stream is taken, lost or moved and token ids, nothing of requests or
+sampling; what outlives the streams is prefixes.py's.
 
 The KV cache has one stream for each slot (`kv_unified` false). Two measured facts shape this module:
 
 - llama.cpp evaluates streams together only in runs of consecutive ids: a hole in the running ids costs every step one
   more pass over the weights. So running sequences are kept side by side, by swapping streams through host memory.
 - A stream's state goes to host memory and back in 2 us a token where the prefill takes 2 ms. So a prefix that lies in
-  another stream, even a running one, is copied instead of evaluated.
+  another stream, even a running one, is copied instead of evaluated, and what would be lost is saved before.
 
-What a finished sequence leaves in its stream is the prefix cache of this release: the next prompt takes over the stream
-with the longest common beginning. A cache shared by all slots that outlives them takes its place here: it would answer
-`place` and receive what `release` lets go.
+A prompt's beginning is looked for in idle streams (taken over, or copied), in running ones (copied) and among what is
+saved (restored); the longest wins.
 """
 
 from __future__ import annotations
 
-import ctypes
+import time
+from collections.abc import Sequence
+from typing import Protocol
 
-import llama_cpp as llama
 import numpy as np
 
-from hostler import Cache, choose_cache, common_prefix
-from hostler_llamacpp.binding import short
+from hostler import Cache, EngineFailed, PrefixNode, choose_cache
+from hostler_llamacpp.prefixes import MIN_KEPT_TOKENS, Prefixes
 
 _COPY_RATIO = 100
 """Evaluating a token costs at least so many times what copying one does (measured: over 1000)."""
+CHECKPOINT_TOKENS = 1024
+"""A long prompt of a model that cannot go back gets a checkpoint every so many tokens."""
+MIN_CHECKPOINT_TOKENS = 32
+"""No checkpoint nearer to the one before."""
+
+
+class Memory(Protocol):
+    """See states.StreamMemory; tests script it."""
+
+    def cut(self, number: int, start: int, end: int) -> bool:
+        """Take positions out of a stream."""
+
+    def positions(self, number: int) -> tuple[int, int]:
+        """The smallest and the largest position."""
+
+    def save(self, number: int) -> np.ndarray:
+        """A stream's state."""
+
+    def restore(self, number: int, data: np.ndarray) -> bool:
+        """Put it back."""
 
 
 class Stream(Cache):
@@ -33,6 +54,8 @@ class Stream(Cache):
 
     def __init__(self, number: int, n_ctx: int) -> None:
         super().__init__(number, np.empty(n_ctx, np.int32))
+        self.stops: list[int] = []
+        """Where checkpoints are taken while its prompt is evaluated, in order; a chunk ends there."""
 
 
 def may_keep(n_keep: int, position_min: int, position_max: int, n_swa: int) -> bool:
@@ -55,18 +78,21 @@ def may_keep(n_keep: int, position_min: int, position_max: int, n_swa: int) -> b
 class Streams:
     """All streams of a context. Idle ones keep what their last sequence left."""
 
-    def __init__(self, context: int, n_streams: int, n_ctx: int, *, n_swa: int, can_roll_back: bool) -> None:
+    def __init__(
+        self, memory: Memory, n_streams: int, n_ctx: int, *, n_swa: int, can_roll_back: bool, prefixes: Prefixes
+    ) -> None:
         """Start with empty streams.
 
         Args:
-            context: llama.cpp's.
+            memory: llama.cpp's.
             n_streams: As many as slots.
             n_ctx: Tokens each can hold.
             n_swa: Sliding window; 0: none.
             can_roll_back: False for recurrent models, whose state cannot go back to an earlier token.
+            prefixes: What outlives them; may be replaced as long as nothing lies in the streams.
         """
-        self._context = context
-        self._memory: int = llama.llama_get_memory(context)
+        self.memory = memory
+        self.prefixes = prefixes
         self._n_swa = n_swa
         self._can_roll_back = can_roll_back
         self._clock = 0
@@ -76,37 +102,112 @@ class Streams:
 
     # -- taking and giving back -------------------------------------------------------------------------------------
 
-    def place(self, prompt: np.ndarray, *, may_reuse: bool) -> tuple[Stream, int]:
+    def place(self, prompt: np.ndarray, *, may_reuse: bool, n_pinned: int = 0) -> tuple[Stream, int]:
         """Take a stream for a prompt and keep what of it is known.
 
         Args:
             prompt: Token ids, at least one.
             may_reuse: False: start empty.
+            n_pinned: So many first tokens are to be evicted last.
 
         Returns:
             The stream, and how many tokens of the prompt lie in it: at most all but one, which must be evaluated for
             its logits.
         """
-        limit = len(prompt) - 1
+        tree = self.prefixes.tree
+        path, n_matched = tree.find(prompt)
+        n_known = min(n_matched, len(prompt) - 1) if may_reuse else 0
+        held = tree.holders(path, n_known) if n_known else {}
+        common = {id(stream): self._n_usable(stream, n) for stream, n in held.items()}
+        nodes, n_saved = self.prefixes.restorable(path, n_known) if n_known else ([], 0)
+        stream, source, n_keep = choose_cache(
+            self.all, lambda stream: common.get(id(stream), 0), self._victim_rank, self._may_copy
+        )
+        is_nearer = n_saved >= n_keep if source is not None and self.prefixes.is_in_memory(nodes) else False
+        if n_saved >= MIN_KEPT_TOKENS and (n_saved >= n_keep + MIN_KEPT_TOKENS or is_nearer):
+            stream = min((stream for stream in self.all if not stream.is_active), key=self._victim_rank)
+            stream.is_active = True
+            n_keep = self._restore(stream, prompt, n_known, nodes)
+        elif not n_keep:
+            stream.is_active = True
+            self._empty(stream)
+        elif source is None:
+            stream.is_active = True
+            self._save_lost(stream, n_keep)
+            n_keep = self._keep(stream, n_keep)
+        else:
+            stream.is_active = True
+            self._empty(stream)
+            n_keep = self._keep(stream, n_keep) if self._copy(source, stream) else 0
+        self._note(stream, prompt, n_keep, n_matched, n_pinned)
+        return stream, n_keep
 
-        def n_common(stream: Stream) -> int:
-            return min(common_prefix(stream.tokens, prompt), limit) if may_reuse else 0
-
-        stream, source, n_keep = choose_cache(self.all, n_common, self._victim_rank, self._may_copy)
-        stream.is_active = True
-        if not n_keep:
-            self._clear(stream)
-        elif source is None or self._copy(source, stream):
-            return stream, self._keep(stream, n_keep)
-        return stream, 0
+    def _note(self, stream: Stream, prompt: np.ndarray, n_keep: int, n_matched: int, n_pinned: int) -> None:
+        """Have the tree know what the stream will hold, and plan its checkpoints."""
+        prefixes = self.prefixes
+        leaf = prefixes.tree.hold(stream, prompt)
+        if n_pinned > 0 and prefixes.has_room:
+            n_pinned = min(n_pinned, len(prompt))
+            prefixes.tree.pin(prefixes.tree.reach(prompt[:n_pinned]).path())
+        path = leaf.path()
+        prefixes.note_use(path, n_matched)
+        prefixes.store_kept(leaf)
+        stream.stops = []
+        if prefixes.has_room and not prefixes.is_exact_anywhere:
+            # The last but one, so that the same prompt again finds it; and where it parts from what is known.
+            wanted = {len(prompt) - 1, n_matched, n_pinned, *range(n_keep + CHECKPOINT_TOKENS, len(prompt), CHECKPOINT_TOKENS)}
+            last = n_keep
+            for place in sorted(wanted):
+                if last + MIN_CHECKPOINT_TOKENS <= place < len(prompt):
+                    stream.stops.append(place)
+                    last = place
 
     def release(self, stream: Stream, *, keeps: bool) -> None:
         """Give a stream back; what lies in it stays until its place is needed, or goes at once."""
         stream.is_active = False
+        stream.stops = []
         self._clock += 1
         stream.last_used = self._clock
         if not keeps:
             self._clear(stream)
+            return
+        leaf = self.prefixes.tree.hold(stream, stream.tokens)
+        if self.prefixes.is_worth_storing(leaf.path()):
+            self._save(stream, leaf, stores=True)
+
+    def coming(self, prompt: np.ndarray) -> dict[Stream, int]:
+        """How many tokens of a prompt each stream will hold once its own prompt is evaluated; those that will hold none are
+        left out."""
+        path, n_matched = self.prefixes.tree.find(prompt)
+        found: dict[Stream, int] = {}
+        for node in reversed(path):
+            for stream in node.holders:
+                found.setdefault(stream, min(node.end, n_matched))
+        return found
+
+    def may_wait_for(self, stream: Stream, n_tokens: int) -> bool:
+        """Whether so many tokens of what a stream is about to hold can be had from it, and have it stop there if need be."""
+        if self.prefixes.is_exact_anywhere or (self._can_roll_back and not self._n_swa):
+            return True
+        if not self.prefixes.has_ram:
+            return False
+        if n_tokens not in stream.stops:
+            stream.stops = sorted([*stream.stops, n_tokens])
+        return True
+
+    def clip(self, stream: Stream, n_tokens: int) -> int:
+        """Of so many tokens that are to be evaluated, those up to the next checkpoint."""
+        return min(n_tokens, stream.stops[0] - stream.n_tokens) if stream.stops else n_tokens
+
+    def take_checkpoint(self, stream: Stream) -> None:
+        """After an evaluation: save a stream's state where one is due."""
+        if not stream.stops or stream.n_tokens < stream.stops[0]:
+            return
+        while stream.stops and stream.stops[0] <= stream.n_tokens:
+            stream.stops.pop(0)
+        leaf = self.prefixes.tree.reach(stream.tokens)
+        if self.prefixes.n_saved(leaf.path()) < stream.n_tokens:
+            self._save(stream, leaf, stores=self.prefixes.is_worth_storing(leaf.path()))
 
     @property
     def can_truncate(self) -> bool:
@@ -120,13 +221,29 @@ class Streams:
             n_tokens: How many stay; the stream has at least so many.
 
         Raises:
-            RuntimeError: llama.cpp refused.
+            EngineFailed: llama.cpp refused.
         """
         if n_tokens == stream.n_tokens:
             return
-        if not short.llama_memory_seq_rm(self._memory, stream.number, n_tokens, -1):
-            raise RuntimeError(f"llama.cpp would not take back the tokens after {n_tokens} of stream {stream.number}")
+        if not self.memory.cut(stream.number, n_tokens, -1):
+            raise EngineFailed(f"llama.cpp would not take back the tokens after {n_tokens} of stream {stream.number}")
         stream.n_tokens = n_tokens
+
+    def close(self, timeout_s: float) -> None:
+        """Write to disk what is worth it and lies only in host memory or in streams."""
+        until = time.monotonic() + timeout_s
+        prefixes = self.prefixes
+        if not prefixes.has_files:
+            return
+        prefixes.store_all(until)
+        for stream in sorted(self.all, key=lambda stream: -stream.last_used):
+            if stream.n_tokens and time.monotonic() < until:
+                leaf = prefixes.tree.hold(stream, stream.tokens)
+                state = prefixes.layout.take_apart(self.memory.save(stream.number))
+                if state is not None and prefixes.is_worth_storing(leaf.path(), at_end=True):
+                    prefixes.store(leaf, state)
+
+    # -- what can be kept -------------------------------------------------------------------------------------------
 
     def _victim_rank(self, stream: Stream) -> tuple[int, int]:
         # Empty ones first, those next to running ones before others (no hole); then the one unused for longest.
@@ -134,6 +251,14 @@ class Streams:
             return (1, stream.last_used)
         distances = (abs(stream.number - other.number) for other in self.all if other.is_active)
         return (0, min(distances, default=stream.number))
+
+    def _n_usable(self, stream: Stream, n_keep: int) -> int:
+        """`n_keep`, or 0 where the stream cannot go back so far; a running one is copied before it is cut."""
+        if n_keep == stream.n_tokens or self.can_truncate or not n_keep:
+            return n_keep
+        if stream.is_active or not self._can_roll_back:
+            return n_keep if self._may_cut(n_keep, stream) else 0
+        return n_keep if may_keep(n_keep, self.memory.positions(stream.number)[0], n_keep - 1, self._n_swa) else 0
 
     def _may_copy(self, stream: Stream, n_keep: int) -> bool:
         # A whole stream is copied, and then cut.
@@ -147,13 +272,10 @@ class Streams:
 
     def _keep(self, stream: Stream, n_keep: int) -> int:
         """Cut a stream back to its first tokens, or empty it where that would not be exact."""
-        if n_keep < stream.n_tokens and not (
-            self._can_roll_back and short.llama_memory_seq_rm(self._memory, stream.number, n_keep, -1)
-        ):
+        if n_keep < stream.n_tokens and not (self._can_roll_back and self.memory.cut(stream.number, n_keep, -1)):
             self._clear(stream)
             return 0
-        position_min = short.llama_memory_seq_pos_min(self._memory, stream.number)
-        position_max = short.llama_memory_seq_pos_max(self._memory, stream.number)
+        position_min, position_max = self.memory.positions(stream.number)
         if self._can_roll_back:
             is_exact = may_keep(n_keep, position_min, position_max, self._n_swa)
         else:
@@ -165,28 +287,62 @@ class Streams:
         return n_keep
 
     def _clear(self, stream: Stream) -> None:
-        short.llama_memory_seq_rm(self._memory, stream.number, -1, -1)
+        self.memory.cut(stream.number, -1, -1)
         stream.n_tokens = 0
+        self.prefixes.tree.let_go(stream)
+
+    # -- saving and restoring ---------------------------------------------------------------------------------------
+
+    def _empty(self, stream: Stream, stays: Sequence[PrefixNode] = ()) -> None:
+        """Save what would be lost, then clear."""
+        self._save_lost(stream, 0, stays)
+        self._clear(stream)
+
+    def _save_lost(self, stream: Stream, n_keep: int, stays: Sequence[PrefixNode] = ()) -> None:
+        """Save what lies behind a stream's first tokens as far as it is not saved and worth the copy.
+
+        Args:
+            n_keep: What stays in the stream; 0: it is cleared next.
+            stays: Saved nodes that are needed right now.
+        """
+        prefixes = self.prefixes
+        if not prefixes.has_room or stream.n_tokens - n_keep < MIN_KEPT_TOKENS:
+            return
+        leaf = prefixes.tree.hold(stream, stream.tokens)
+        path = leaf.path()
+        n_saved = prefixes.n_saved(path)
+        n_fresh = stream.n_tokens - n_saved
+        if n_fresh < MIN_KEPT_TOKENS or n_fresh * _COPY_RATIO < stream.n_tokens:
+            return
+        stores = prefixes.is_worth_storing(path, at_end=not prefixes.has_ram)
+        if not (prefixes.has_ram or stores):
+            return
+        if prefixes.is_exact_anywhere and n_saved and not n_keep:
+            self.memory.cut(stream.number, 0, n_saved)  # PERF: what is saved need not be copied again
+        self._save(stream, leaf, stores=stores, stays=stays)
+
+    def _save(self, stream: Stream, leaf: PrefixNode, *, stores: bool, stays: Sequence[PrefixNode] = ()) -> None:
+        state = self.prefixes.layout.take_apart(self.memory.save(stream.number))
+        if state is not None:
+            self.prefixes.save(state, leaf, stores=stores, stays=stays)
+
+    def _restore(self, stream: Stream, prompt: np.ndarray, n_known: int, stays: Sequence[PrefixNode]) -> int:
+        """Put what is saved of a prompt's first tokens into a stream; how many came."""
+        self._empty(stream, stays)
+        prefixes = self.prefixes
+        path, _ = prefixes.tree.find(prompt[:n_known])  # once more: saving may have cut nodes in two
+        nodes, n_tokens = prefixes.restorable(path, n_known)
+        blob = prefixes.blob(nodes, n_tokens) if n_tokens else None
+        if blob is None or not self.memory.restore(stream.number, blob):
+            return 0
+        stream.extend(prompt[:n_tokens])
+        return self._keep(stream, n_tokens)
 
     # -- moving -----------------------------------------------------------------------------------------------------
 
-    def _save(self, stream: Stream) -> np.ndarray:
-        size: int = llama.llama_state_seq_get_size(self._context, stream.number)
-        data = np.empty(size, np.uint8)
-        written: int = llama.llama_state_seq_get_data(self._context, _bytes_at(data), size, stream.number)
-        if written == 0:
-            raise RuntimeError(f"llama.cpp could not save the state of stream {stream.number}")
-        return data[:written]
-
-    def _restore(self, data: np.ndarray, number: int) -> bool:
-        short.llama_memory_seq_rm(self._memory, number, -1, -1)
-        read: int = llama.llama_state_seq_set_data(self._context, _bytes_at(data), len(data), number)
-        return read > 0
-
     def _copy(self, source: Stream, target: Stream) -> bool:
-        """Copy a whole stream; False leaves the target empty."""
-        if not self._restore(self._save(source), target.number):
-            target.n_tokens = 0
+        """Copy a whole stream into an empty one; False leaves it empty."""
+        if not self.memory.restore(target.number, self.memory.save(source.number)):
             return False
         target.take_over(source, source.n_tokens)
         self.n_moved_tokens += source.n_tokens
@@ -196,18 +352,14 @@ class Streams:
         """Exchange the places of two streams, contents and all.
 
         Raises:
-            RuntimeError: llama.cpp refused its own state; what lay in the streams is lost.
+            EngineFailed: llama.cpp refused its own state; what lay in the streams is lost.
         """
-        saved = [(stream, self._save(stream) if stream.n_tokens else None) for stream in (one, other)]
+        saved = [(stream, self.memory.save(stream.number) if stream.n_tokens else None) for stream in (one, other)]
         one.number, other.number = other.number, one.number
         self.all[one.number], self.all[other.number] = one, other
         for stream, data in saved:
             if data is None:
-                short.llama_memory_seq_rm(self._memory, stream.number, -1, -1)
-            elif not self._restore(data, stream.number):
-                raise RuntimeError(f"llama.cpp refused the state it gave itself, for stream {stream.number}")
+                self.memory.cut(stream.number, -1, -1)
+            elif not self.memory.restore(stream.number, data):
+                raise EngineFailed(f"llama.cpp refused the state it gave itself, for stream {stream.number}")
             self.n_moved_tokens += stream.n_tokens
-
-
-def _bytes_at(data: np.ndarray) -> object:
-    return data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
