@@ -99,10 +99,11 @@ class Prompt(Turn):
         return self.n
 
 
-def answer(priority: int = 1) -> Prompt:
-    """One whose prompt is complete by now."""
+def answer(priority: int = 1, *, age_s: float = 60.0) -> Prompt:
+    """One whose prompt was complete so long ago."""
     running = Prompt(1, priority)
     share_out([running], 1, lambda _: True)
+    running.begun_s -= age_s
     return running
 
 
@@ -114,7 +115,7 @@ def test_an_answer_that_runs_flows_beside_a_prompt_that_comes(pace: Pace) -> Non
 
 def test_an_answer_that_began_beside_a_waiting_prompt_is_held_up_for_it_but_not_for_ever(pace: Pace) -> None:
     waiting = [Prompt(1000)]
-    running = [answer() for _ in range(4)]
+    running = [answer(age_s=0) for _ in range(4)]
 
     n_steps = 0
     while pace.room_s(waiting, running)[1]:
@@ -122,14 +123,14 @@ def test_an_answer_that_began_beside_a_waiting_prompt_is_held_up_for_it_but_not_
         n_steps += 1
 
     assert n_steps == int(PATIENCE_S / 0.9) + 1
-    assert not pace.room_s(waiting, [*running, answer()])[1], "the others' patience is spent"
+    assert not pace.room_s(waiting, [*running, answer(age_s=0)])[1], "the others' patience is spent"
 
 
 def test_one_answer_that_has_to_flow_is_enough(pace: Pace) -> None:
-    early = answer()
     waiting = [Prompt(1000)]
 
-    assert not pace.room_s(waiting, [early, answer(), answer()])[1]
+    assert pace.room_s(waiting, [answer(age_s=0), answer(age_s=0)])[1]
+    assert not pace.room_s(waiting, [answer(age_s=0), answer(age_s=0), answer()])[1]
 
 
 def test_batch_answers_give_way_to_other_prompts_and_batch_prompts_to_other_answers(pace: Pace) -> None:
@@ -151,8 +152,7 @@ def test_the_ratio_is_a_setting() -> None:
     pace.learn(0, 500, 1.0)
 
     assert pace.chunk_tokens(4) == 10 + 6, "20 ms would be 10 tokens, 16 are the least"
-    running = [answer() for _ in range(4)]
-    assert pace.room_s([Prompt(100)], running)[0] == pytest.approx(0.020)
+    assert pace.room_s([Prompt(100)], [answer() for _ in range(4)])[0] == pytest.approx(0.020)
 
 
 # -- whose prompt -------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ bytes, nothing of models, tokens' values or what evaluates them.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -16,8 +17,10 @@ MAX_ITL_RATIO = 3.5
 ALONE_STEP_S = 1.0
 """Length of a step while no answer has to flow: whoever cancels or arrives waits no longer than that."""
 PATIENCE_S = 3.0
-"""How long in all an answer may be held up by prompts that waited already when it began. They came together, and whoever was
-first owes the others that much: they all decode in one batch the sooner, where a token costs half of what it costs alone."""
+"""How long in all an answer may be held up by prompts that waited when it began. Who was first of many that came together owes
+the others that much: they all decode in one batch the sooner, where a token costs half of what it costs alone."""
+TOGETHER_S = 0.5
+"""A prompt that comes so soon after an answer's beginning counts as one that waited: while a step lasts nobody is seen."""
 BATCH_SHARE = 0.5
 """Of the usual time for a prompt of priority batch beside answers of a higher one."""
 AGING_TOKENS = 16384
@@ -28,14 +31,12 @@ MIN_ALONE_TOKENS = 128
 _LEARNING_RATE = 0.25
 _BATCH_RANK = 2
 
-_moments = itertools.count(1)
-
 
 class Turn:
     """What decides when a sequence's prompt is evaluated and whether its answer must flow: to be inherited by what an engine
     keeps of a sequence. Only this module writes to it."""
 
-    __slots__ = ("begun", "came", "n_waited", "patience_s", "priority")
+    __slots__ = ("begun_s", "came_s", "n_waited", "patience_s", "priority")
 
     def __init__(self, priority: int) -> None:
         """It comes now.
@@ -44,9 +45,9 @@ class Turn:
             priority: As in SequenceSink.
         """
         self.priority = priority
-        self.came = next(_moments)
-        self.begun = 0
-        """When its prompt was complete; counted as `came` is. 0: not yet."""
+        self.came_s = time.monotonic()
+        self.begun_s = 0.0
+        """When the step began that completed its prompt."""
         self.n_waited = 0
         """Prompt tokens that were evaluated of others while it waited."""
         self.patience_s = PATIENCE_S
@@ -70,7 +71,7 @@ class Pace:
     A step that decodes and prefills takes the time of both, so the prompt tokens of a step are what the decode time
     allows. Costs grow with position, shrink with faster machines, and change with their neighbours.
 
-    Not every running answer counts. One that began while a prompt was waiting already is held up for that prompt's sake, by
+    Not every running answer counts. One that began while a prompt was waiting is held up for that prompt's sake, by
     PATIENCE_S at most; one of priority batch is held up by every prompt of a higher priority. Where no answer has to flow
     the step may be as long as one with prompts alone; all of them get their token in it all the same.
     """
@@ -136,13 +137,13 @@ class Pace:
             decoding: Whose answers run.
         """
         rank = min(one.turn()[0] for one in waiting)
-        oldest = min(one.came for one in waiting)
+        oldest_s = min(one.came_s for one in waiting)
         is_flowing = is_outranked = False
         self._held.clear()
         for one in decoding:
             if one.priority >= _BATCH_RANK > rank:
                 continue
-            if one.begun > oldest and one.patience_s > 0:
+            if one.begun_s > oldest_s - TOGETHER_S and one.patience_s > 0:
                 self._held.append(one)
                 continue
             is_flowing = True
@@ -196,7 +197,8 @@ def share_out(
     evaluated since it came; and AGING_TOKENS of them raise it by a priority.
 
     So nobody starves. While a prompt waits, no more tokens of others are evaluated than what those missed that were there
-    before it, `AGING_TOKENS` for each priority above its own, and its own length times the number of slots.
+    when it came, `AGING_TOKENS` for each priority above its own, and its own length times the number of slots; one that was
+    paused comes anew.
 
     Args:
         waiting: In the order in which they came, at least one.
@@ -221,7 +223,7 @@ def share_out(
         n = min(n_missing, n_left)
         if n_missing <= n * stretch:
             n = n_missing
-            one.begun = next(_moments)
+            one.begun_s = time.monotonic()
         elif chunks and n < min_tokens:
             continue
         n_left -= n
