@@ -457,6 +457,17 @@ def test_a_recording_keeps_what_the_engine_did() -> None:
     assert (sequence.reason, sequence.is_ended_by_engine, sequence.violations) == (FinishReason.STOP, True, [])
 
 
+def test_a_recording_adds_up_what_was_guessed_and_refuses_more_right_than_tried() -> None:
+    sequence = begun()
+
+    sequence.drafted(4, 1)
+    sequence.drafted(2, 2)
+    assert (sequence.n_drafted, sequence.n_accepted, sequence.violations) == (6, 3, [])
+    sequence.drafted(1, 2)
+
+    assert "drafted(1, 2)" in sequence.violations[0]
+
+
 def test_a_recording_ends_at_a_stop_string_across_pieces() -> None:
     sequence = begun(SamplingParams(stop=("lo w", "zzz")))
 

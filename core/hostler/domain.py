@@ -169,7 +169,9 @@ class Timings(msgspec.Struct, frozen=True):
     predicted_ms: float
     """From the first output token to the last: predicted_n - 1 steps."""
     draft_n: int = 0
+    """Tokens guessed in advance and tried, where the engine speculates."""
     draft_accepted_n: int = 0
+    """Of these the ones that were right."""
 
 
 class TopLogprob(msgspec.Struct, frozen=True, array_like=True):

@@ -59,6 +59,12 @@ class EngineSettings(msgspec.Struct, frozen=True):
     """Where PrefixFiles keeps what this engine finds again after a restart; empty: nowhere."""
     model_digest: str = ""
     """Of the model's files: other content, other digest. Part of what kept prefixes are found by."""
+    speculation: str = "auto"
+    """`auto`: an engine that can guess tokens in advance does so where that pays; `off`: it does not."""
+    n_draft_max: int = 32
+    """Most tokens guessed at once for one sequence."""
+    draft_path: str = ""
+    """Primary file of a small model of the same vocabulary that guesses; empty: none."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, ...; anything but auto is a demand that fails when it cannot be met."""
     extra: dict[str, Any] = {}
@@ -155,6 +161,10 @@ class SequenceSink(Protocol):
 
     def counted(self, usage: Usage) -> None:
         """What its tokens really are, where a push is not one token; the last call before the end counts."""
+
+    def drafted(self, n_drafted: int, n_accepted: int) -> None:
+        """An engine that speculates tried so many guessed tokens in one step, and so many of them were right. Call before
+        they are pushed; calls add up. Others need not call it."""
 
 
 Vectors = Sequence[Sequence[float]]

@@ -216,6 +216,18 @@ def test_an_engines_own_error_keeps_its_code_and_comes_after_the_text_that_was_h
     assert msgpack.decode(frames[1][1], type=FailedFrame) == FailedFrame("queue_full", "too many of us", None, 7.0)
 
 
+def test_guessed_tokens_of_all_steps_add_up_in_the_timings() -> None:
+    rig = Rig()
+    rig.sequence.begin(0)
+    rig.sequence.drafted(4, 1)
+    rig.sequence.push(65, b"A")
+    rig.sequence.drafted(8, 8)
+    rig.sequence.end(FinishReason.STOP)
+
+    timings = ended(rig.frames()[-1][1]).timings
+    assert (timings.draft_n, timings.draft_accepted_n) == (12, 9)
+
+
 def test_pieces_of_a_message_engine_are_not_counted_as_tokens_where_it_counts_itself() -> None:
     rig = Rig()
     rig.sequence.prepared((), SamplingParams(max_tokens=2), StopStrings(()), True, 0, RawPrompt(prompt="Hi"))

@@ -183,6 +183,8 @@ SETTINGS: tuple[Field, ...] = (
         100,
     ),
     Field("flash_attn", bool, True, "Flash attention where the engine has it."),
+    Field("speculation", str, AUTO, "auto: guess tokens in advance where that pays; off: never.", choices=(AUTO, "off")),
+    Field("n_draft_max", int, 32, "Most tokens guessed at once for one answer.", 1, 48, aliases=("draft_max",)),
     Field("use_mmap", bool, True, "Map weight files instead of reading them."),
     Field("mlock", bool, False, "Keep weights from being swapped out."),
     Field("grp_attn_n", int, 1, "Self-extend: group size.", 1, LARGEST),

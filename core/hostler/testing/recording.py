@@ -79,6 +79,9 @@ class RecordingSequence:
         """That error."""
         self.usage: Usage | None = None
         """What `counted` said."""
+        self.n_drafted: int = 0
+        """What the calls of `drafted` add up to."""
+        self.n_accepted: int = 0
         self.text: str = ""
         """The answer as a client would have it by now: whole characters, nothing of a stop string."""
         self.stop_string: str | None = None
@@ -200,6 +203,14 @@ class RecordingSequence:
         """See SequenceSink."""
         self._check_call("counted")
         self.usage = usage
+
+    def drafted(self, n_drafted: int, n_accepted: int) -> None:
+        """See SequenceSink."""
+        self._check_call("drafted")
+        if not 0 <= n_accepted <= n_drafted:
+            self._violate(f"drafted({n_drafted}, {n_accepted}): more accepted than drafted")
+        self.n_drafted += n_drafted
+        self.n_accepted += n_accepted
 
     # -- inside ---------------------------------------------------------------------------------------------------
 

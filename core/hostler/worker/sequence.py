@@ -84,6 +84,8 @@ class RingSequence:
         self._n_output = 0
         self._n_cached = 0
         self._usage: Usage | None = None
+        self._n_drafted = 0
+        self._n_accepted = 0
         self._begun_at: float | None = None
         self._first_token_at = 0.0
         self._last_token_at = 0.0
@@ -207,6 +209,11 @@ class RingSequence:
         """See SequenceSink."""
         self._usage = usage
 
+    def drafted(self, n_drafted: int, n_accepted: int) -> None:
+        """See SequenceSink."""
+        self._n_drafted += n_drafted
+        self._n_accepted += n_accepted
+
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _finish(self, reason: FinishReason) -> None:
@@ -228,6 +235,8 @@ class RingSequence:
             cached_n=usage.cached_tokens,
             predicted_n=usage.completion_tokens,
             predicted_ms=(self._last_token_at - self._first_token_at) * 1000,
+            draft_n=self._n_drafted,
+            draft_accepted_n=self._n_accepted,
         )
         shown = None if stop_string is None else stop_string[: self._max_text_length]
         return encode_payload(EndedFrame(reason, usage, timings, shown))

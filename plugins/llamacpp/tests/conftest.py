@@ -20,6 +20,7 @@ from .running import Loaded
 
 TEST_SETTINGS = {
     "ctx_len": 512, "n_parallel": 3, "n_batch": 64, "cache_type": "f32", "flash_attn": False, "cpu_threads": 1,
+    "speculation": "off",
 }  # fmt: skip
 """Everything in float32, without flash attention's 16-bit sums: log probabilities of one text then agree to 1e-5 whatever
 the batch (with it: 0.01 to 0.1 on random weights), so that tests can be sharp. One thread: models this small only wait for

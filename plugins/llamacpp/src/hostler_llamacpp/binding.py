@@ -138,6 +138,13 @@ class Batch:
         self.n_tokens = index + 1
         return index
 
+    def add_all(self, stream: int, position: int, tokens: list[int]) -> int:
+        """Append tokens of one stream, the logits of each wanted; the batch index of the first."""
+        first = self.n_tokens
+        self.add(stream, position, np.array(tokens, np.int32), wants_output=True)
+        self.outputs[first : self.n_tokens] = 1
+        return first
+
     def decode(self, context: int) -> int:
         """Evaluate it; llama_decode's return code. Releases the GIL."""
         self.struct.n_tokens = self.n_tokens

@@ -24,6 +24,7 @@ from hostler import (
     EngineInfo,
     EngineSettings,
     FinishReason,
+    HostlerError,
     InvalidModelFile,
     InvalidRequest,
     MemoryUse,
@@ -33,17 +34,20 @@ from hostler import (
     PrefixFiles,
     Progress,
     SequenceSink,
-    Turn,
+    TokenLogprob,
     UnsupportedParameter,
     Vectors,
     share_out,
 )
 from hostler_llamacpp import loading, probe
 from hostler_llamacpp.binding import Batch, LogitRows, log
+from hostler_llamacpp.drafting import Ngrams
 from hostler_llamacpp.embedding import Embedder
 from hostler_llamacpp.loading import Loaded
 from hostler_llamacpp.prefixes import Prefixes, unknown_layout
+from hostler_llamacpp.run import Run
 from hostler_llamacpp.sampling import Sampler, Workspace
+from hostler_llamacpp.speculation import Speculation, pick
 from hostler_llamacpp.states import Layout, StreamMemory
 from hostler_llamacpp.streams import Stream, Streams
 from hostler_llamacpp.vocabulary import Vocabulary
@@ -57,32 +61,6 @@ MIN_SCRATCH_BYTES = 128 * 1024 * 1024
 PIECE_SHARE = 0.85
 """Of a prompt's time for a piece of embeddings, whose length in seconds is known less well: inputs end where they end."""
 _WARM_UP_TOKENS = 32
-
-
-class Run(Turn):
-    """One sequence inside the engine.
-
-    INVARIANT: with a stream, the stream's tokens are the prompt's first `n_done` and then what was generated and
-    evaluated; `last_token` is generated but not evaluated yet.
-    """
-
-    __slots__ = ("last_token", "n_done", "n_prompt", "prompt", "sampler", "sink", "stream")
-
-    def __init__(self, sink: SequenceSink, prompt: np.ndarray, sampler: Sampler) -> None:
-        super().__init__(sink.priority)
-        self.sink = sink
-        self.prompt = prompt
-        self.n_prompt = len(prompt)
-        self.sampler = sampler
-        self.stream: Stream | None = None
-        """None until its first chunk is due."""
-        self.n_done = 0
-        """Prompt tokens in the KV cache."""
-        self.last_token = 0
-
-    def n_missing(self) -> int:
-        """Prompt tokens that are not in the KV cache."""
-        return self.n_prompt - self.n_done
 
 
 class LlamaCppEngine:
@@ -119,7 +97,7 @@ class LlamaCppEngine:
         kv_bytes = log.buffer_bytes.get("KV", 0) if loaded.context else 0
         n_cells = loading.padded(loaded.n_ctx) * loaded.n_slots
         token_bytes = kv_bytes // n_cells
-        self._n_chunk = max(1, min(settings.n_batch, loaded.n_batch - loaded.n_slots))
+        self._n_chunk = max(1, min(settings.n_batch, loaded.n_batch - loaded.n_slots - loaded.n_draft_rows))
         self._pace = Pace(self._n_chunk, loaded.n_slots, max_itl_ratio=settings.max_itl_ratio)
         self._embedder = Embedder(loaded, settings, self._vocabulary.n_tokens, token_bytes)
         if loaded.context:
@@ -156,7 +134,7 @@ class LlamaCppEngine:
         self._caching = settings.caching_enabled
         self._workspace = Workspace(self._vocabulary.n_tokens)
         self._batch = Batch(loaded.n_batch)
-        self._rows = LogitRows(context, self._vocabulary.n_tokens, loaded.n_slots)
+        self._rows = LogitRows(context, self._vocabulary.n_tokens, loaded.n_slots + loaded.n_draft_rows)
         can_roll_back = not (llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
         self._n_swa = int(llama.llama_model_n_swa(model))
         self._streams = Streams(
@@ -171,6 +149,11 @@ class LlamaCppEngine:
             hole_bytes=int(llama.llama_model_size(model)),
             token_bytes=max(1, token_bytes),
             scratch_bytes=max(MIN_SCRATCH_BYTES, kv_bytes // 8),
+        )
+        self._speculation = (
+            Speculation(loaded, settings, self._vocabulary.end_tokens)
+            if loaded.n_draft_rows and self._streams.can_truncate
+            else None
         )
 
     def _warm_up(self, path: str) -> Layout:
@@ -194,6 +177,8 @@ class LlamaCppEngine:
             elapsed = time.monotonic() - started
             if is_measured:
                 self._pace.learn(int(len(tokens) == 1), len(tokens) if len(tokens) > 1 else 0, elapsed)
+                if self._speculation is not None:
+                    self._speculation.warmed_up(len(tokens), elapsed)
             largest = float(self._rows.read()[0].max())
             if not np.isfinite(largest):
                 raise InvalidModelFile(
@@ -264,7 +249,8 @@ class LlamaCppEngine:
                 f"the prompt has {len(prompt)} tokens; with a context of {self._n_ctx} at most {self._n_ctx - 1} fit"
             )
         sampler = Sampler(sequence.params, prompt, self._vocabulary, self._context, self._workspace, self._n_ctx)
-        self._runs[sequence.id] = Run(sequence, prompt, sampler)
+        ngrams = Ngrams(prompt) if self._speculation is not None else None
+        self._runs[sequence.id] = Run(sequence, prompt, sampler, ngrams)
 
     def cancel(self, sequence_id: int) -> None:
         """See Engine."""
@@ -298,12 +284,21 @@ class LlamaCppEngine:
             seconds, is_alone = self._pace.room_s(waiting, decoding)
             n_tokens = self._pace.tokens_in(seconds / 2 if self._embedder.n_open else seconds, is_alone=is_alone)
             chunks = share_out(waiting, n_tokens, lambda run: self._is_due(run, waiting))
+            if is_alone and self._pace.is_long(sum(n for _, n in chunks)):
+                decoding = []
         if not decoding and not chunks:
             return False
         chunks = [(run, self._streams.clip(run.stream, n)) for run, n in chunks if run.stream is not None]
+        n_prompt = sum(n for _, n in chunks)
+        speculation = self._speculation
+        is_drafting = speculation is not None and speculation.draft(decoding, n_prompt, len(chunks))
         started = time.monotonic()
         rows = self._evaluate(decoding, chunks)
-        self._pace.learn(len(decoding), sum(n for _, n in chunks), time.monotonic() - started)
+        elapsed = time.monotonic() - started
+        if not is_drafting:
+            self._pace.learn(len(decoding), n_prompt, elapsed)
+        if speculation is not None:
+            speculation.learn(decoding, n_prompt, elapsed)
         for run, _ in chunks:
             if run.stream is not None:
                 self._streams.take_checkpoint(run.stream)
@@ -343,7 +338,8 @@ class LlamaCppEngine:
         """Decode one batch.
 
         Returns:
-            Runs that have a row of logits now, in the rows' order, each with its batch index.
+            Runs that have rows of logits now, in the rows' order, each with the batch index of its first: one, and one more
+            for each guess.
         """
         members: list[tuple[Run, int]] = [(run, 0) for run in decoding]
         members += chunks
@@ -358,6 +354,9 @@ class LlamaCppEngine:
         for run, n in members:
             stream = run.stream
             assert stream is not None
+            if not n and run.draft:
+                rows.append((run, batch.add_all(stream.number, stream.n_tokens, [run.last_token, *run.draft])))
+                continue
             if not n:
                 rows.append((run, batch.add_one(stream.number, stream.n_tokens, run.last_token)))
                 continue
@@ -371,6 +370,8 @@ class LlamaCppEngine:
             assert stream is not None
             if not n:
                 stream.append(run.last_token)
+                if run.draft:
+                    stream.extend(run.draft)
                 continue
             stream.extend(run.prompt[run.n_done : run.n_done + n])
             run.n_done += n
@@ -389,24 +390,47 @@ class LlamaCppEngine:
         )
 
     def _sample(self, rows: list[tuple[Run, int]]) -> None:
-        logits = self._rows.read()
-        end_tokens = self._vocabulary.end_tokens
-        pieces = self._vocabulary.pieces
-        for row, (run, index) in zip(logits, rows, strict=False):
+        logits = iter(self._rows.read())
+        for run, index in rows:
             try:
-                token, logprob = run.sampler.pick(row, index)
-            except EngineFailed as error:
-                self._fail(run, str(error))
-                continue
-            if token in end_tokens:
-                run.sink.end(FinishReason.STOP)
+                if run.draft:
+                    goes_on = self._verify(run, [next(logits) for _ in range(len(run.draft) + 1)], index)
+                else:
+                    goes_on = self._hand_over(run, *run.sampler.pick(next(logits), index))
+            except HostlerError as error:
+                run.sink.fail(error)
                 self._drop(run)
                 continue
-            run.last_token = token
-            if not run.sink.push(token, pieces[token] or self._vocabulary.piece(token), logprob):
+            if not goes_on:
                 self._drop(run)
             elif run.stream is not None and run.stream.n_tokens >= self._n_ctx:
                 self._fail(run, f"the context of {self._n_ctx} tokens is full")
+
+    def _verify(self, run: Run, logits: list[np.ndarray], index: int) -> bool:
+        """Judge a sequence's guesses, hand over what was picked, and take back what was guessed wrong."""
+        stream = run.stream
+        assert stream is not None
+        n_before, n_pushed, goes_on = stream.n_tokens - len(run.draft), 0, True
+        try:
+            picked = pick(run, logits, index)
+            while goes_on and n_pushed < len(picked):
+                goes_on = self._hand_over(run, *picked[n_pushed])
+                n_pushed += 1
+        finally:
+            # The last token handed over is not evaluated yet, as ever; nor is what nobody wanted any more.
+            self._streams.truncate(stream, n_before + max(0, n_pushed - 1))
+        return goes_on
+
+    def _hand_over(self, run: Run, token: int, logprob: TokenLogprob | None) -> bool:
+        """Give a sequence its next token. False: it is over, for the caller to drop."""
+        if token in self._vocabulary.end_tokens:
+            run.sink.end(FinishReason.STOP)
+            return False
+        run.last_token = token
+        goes_on = run.sink.push(token, self._vocabulary.pieces[token] or self._vocabulary.piece(token), logprob)
+        if goes_on and run.ngrams is not None:
+            run.ngrams.note(token)
+        return goes_on
 
     # -- text and vectors ---------------------------------------------------------------------------------------------
 

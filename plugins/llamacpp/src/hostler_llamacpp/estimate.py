@@ -32,6 +32,12 @@ LOGIT_BYTES = 64 * MIB
 """What these rows may take: with a vocabulary of 262,144 tokens 32 of them."""
 SCORE_BYTES = 128 * MIB
 """What attention scores may take: with 32 heads 128 rows up to 8,192 tokens, fewer beyond."""
+MAX_DRAFT_ROWS = 63
+"""Guesses in one step over all sequences; with more, a step takes so long that its other answers stutter."""
+NGRAM_BYTES = 160
+"""What prompt lookup keeps for a token of context (measured: 130 to 150)."""
+DRAFT_BYTES = 64 * MIB
+"""What the rows of logits for guesses may take: with a vocabulary of 262,144 tokens 32 of them."""
 MAX_WHOLE_ROWS = 512
 """Tokens of several short inputs at once in a model that only embeds."""
 _ENCODERS = frozenset({
@@ -130,6 +136,13 @@ def whole_rows(n_vocab: int) -> int:
     return max(MIN_ROWS, min(MAX_WHOLE_ROWS, LOGIT_BYTES // (4 * n_vocab)))
 
 
+def draft_rows(settings: EngineSettings, n_vocab: int) -> int:
+    """Guesses that a step has room for, over all sequences; each is a row of logits. 0: nothing is guessed."""
+    if settings.speculation == "off":
+        return 0
+    return max(0, min(settings.n_draft_max * settings.n_parallel, MAX_DRAFT_ROWS, DRAFT_BYTES // (8 * n_vocab)))
+
+
 def _n_ctx(header: GgufHeader, settings: EngineSettings) -> int:
     trained = header.context_length or settings.ctx_len
     n_ctx = min(settings.ctx_len, trained)
@@ -208,6 +221,8 @@ def _compute_bytes(header: GgufHeader, settings: EngineSettings) -> int:
     mask = 2 * n_ubatch * n_cells * (2 if header.sliding_window else 1)
     if not settings.flash_attn:
         mask = 4 * n_ubatch * n_cells * (n_heads + 2)  # every score of every head
-    # Logits of a row a slot, twice (graph and output), and what samplers sort.
-    logits = (4 + 4 + 12) * n_slots * n_vocab + 20 * n_vocab
-    return activations + work + mask + logits
+    # Logits of a row a slot, twice (graph and output), and what samplers sort; and rows of guesses, twice.
+    logits = (4 + 4 + 12) * n_slots * n_vocab + 20 * n_vocab + 8 * draft_rows(settings, n_vocab or 1) * n_vocab
+    # Where each run of tokens stood: an entry of a dictionary and a token of a list.
+    ngrams = NGRAM_BYTES * n_cells * n_slots if settings.speculation != "off" else 0
+    return activations + work + mask + logits + ngrams

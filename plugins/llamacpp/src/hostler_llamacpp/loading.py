@@ -15,6 +15,7 @@ import llama_cpp as llama
 
 from hostler import EngineSettings, InvalidModelFile, ModelFiles, ModelLoadFailed, Progress, usable_cores
 from hostler_llamacpp.binding import log
+from hostler_llamacpp.estimate import draft_rows
 from hostler_llamacpp.machine import Device, gpus
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
@@ -65,6 +66,8 @@ class Loaded:
     """Tokens one sequence may hold, as asked; llama.cpp's own streams are rounded up."""
     n_slots: int
     n_batch: int
+    n_draft_rows: int
+    """Guesses that a batch takes beside a token of each sequence and a chunk; 0: nothing is guessed."""
     n_threads: int
     device: str
     cache_type: int
@@ -104,7 +107,8 @@ def load(files: ModelFiles, settings: EngineSettings, progress: Progress) -> Loa
         _refuse_unsuitable(model, path)
         n_ctx = _context_length(model, settings, warnings)
         n_threads = settings.cpu_threads if settings.cpu_threads > 0 else usable_cores()
-        context, n_batch = _make_context(model, settings, n_ctx, cache_type, n_threads)
+        n_rows = _draft_rows(model, settings)
+        context, n_batch = _make_context(model, settings, n_ctx, cache_type, n_threads, n_rows)
         try:
             if context and only_embeds(model, context):
                 llama.llama_free(context)
@@ -126,6 +130,7 @@ def load(files: ModelFiles, settings: EngineSettings, progress: Progress) -> Loa
         n_ctx=n_ctx,
         n_slots=settings.n_parallel,
         n_batch=n_batch,
+        n_draft_rows=n_rows,
         n_threads=n_threads,
         device=_device_name(settings, chosen) if uses_gpu else "cpu",
         cache_type=cache_type,
@@ -292,8 +297,15 @@ def context_params(settings: EngineSettings, cache_type: int, n_threads: int) ->
     return params
 
 
+def _draft_rows(model: int, settings: EngineSettings) -> int:
+    """Guesses that a step has room for; none where a sequence could not be taken back to before a wrong one."""
+    if llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model):
+        return 0
+    return draft_rows(settings, int(llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))))
+
+
 def _make_context(
-    model: int, settings: EngineSettings, n_ctx: int, cache_type: int, n_threads: int
+    model: int, settings: EngineSettings, n_ctx: int, cache_type: int, n_threads: int, n_draft_rows: int
 ) -> tuple[int, int]:
     """The context that writes text, 0 for a model without a decoder; and how many tokens a batch of it takes."""
     if not llama.llama_model_has_decoder(model):
@@ -302,11 +314,11 @@ def _make_context(
     params = context_params(settings, cache_type, n_threads)
     params.n_ctx = padded(n_ctx) * n_slots
     params.n_seq_max = n_slots
-    # Room for a token of every decoding sequence beside a full chunk.
-    params.n_batch = settings.n_batch + n_slots
+    # Room for a token of every decoding sequence, and guesses, beside a full chunk.
+    params.n_batch = settings.n_batch + n_slots + n_draft_rows
     params.n_ubatch = n_ubatch(settings)
-    # One row of logits a sequence: the compute buffer shrinks by n_ubatch rows of the vocabulary (98 MB to 22 here).
-    params.n_outputs_max = n_slots
+    # A row of logits a sequence and guess: the compute buffer shrinks by n_ubatch rows of the vocabulary (98 MB to 22 here).
+    params.n_outputs_max = n_slots + n_draft_rows
     # Measured: one stream a sequence, since in a unified cache each pays for the others' cells (README.md).
     params.kv_unified = False
     params.swa_full = bool(settings.extra.get("swa_full", False))

@@ -1,0 +1,40 @@
+"""One sequence inside the engine. Worker process, engine thread only; values, no llama.cpp."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hostler import SequenceSink, Turn
+from hostler_llamacpp.drafting import Ngrams
+from hostler_llamacpp.sampling import Sampler
+from hostler_llamacpp.streams import Stream
+
+
+class Run(Turn):
+    """One sequence inside the engine.
+
+    INVARIANT: with a stream, the stream's tokens are the prompt's first `n_done` and then what was generated and
+    evaluated; `last_token` is generated but not evaluated yet.
+    """
+
+    __slots__ = ("draft", "last_token", "n_done", "n_prompt", "ngrams", "prompt", "sampler", "sink", "stream")
+
+    def __init__(self, sink: SequenceSink, prompt: np.ndarray, sampler: Sampler, ngrams: Ngrams | None) -> None:
+        super().__init__(sink.priority)
+        self.sink = sink
+        self.prompt = prompt
+        self.n_prompt = len(prompt)
+        self.sampler = sampler
+        self.stream: Stream | None = None
+        """None until its first chunk is due."""
+        self.n_done = 0
+        """Prompt tokens in the KV cache."""
+        self.last_token = 0
+        self.ngrams = ngrams
+        """None: nothing is guessed for it."""
+        self.draft: list[int] = []
+        """Guesses that are evaluated behind `last_token` in the step under way; in the stream until they are judged."""
+
+    def n_missing(self) -> int:
+        """Prompt tokens that are not in the KV cache."""
+        return self.n_prompt - self.n_done
