@@ -146,13 +146,18 @@ def test_batch_answers_give_way_to_other_prompts_and_batch_prompts_to_other_answ
     assert pace.room_s([batch, normal], [other_answer] * 4)[0] == pytest.approx(share), "the normal one goes first"
 
 
+def test_answers_that_need_not_flow_sit_out_long_steps_only(pace: Pace) -> None:
+    assert pace.is_long(200)
+    assert not pace.is_long(100)
+
+
 def test_the_ratio_is_a_setting() -> None:
     pace = Pace(n_batch=512, n_slots=4, max_itl_ratio=2.0)
     pace.learn(4, 0, 0.020)
     pace.learn(0, 500, 1.0)
 
-    assert pace.chunk_tokens(4) == 10 + 6, "20 ms would be 10 tokens, 16 are the least"
-    assert pace.room_s([Prompt(100)], [answer() for _ in range(4)])[0] == pytest.approx(0.020)
+    assert pace.chunk_tokens(4) == 15, "20 ms would be 10 tokens; nobody notices 30 ms"
+    assert pace.room_s([Prompt(100)], [answer() for _ in range(4)])[0] == pytest.approx(0.030)
 
 
 # -- whose prompt -------------------------------------------------------------------------------------------------------

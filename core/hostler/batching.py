@@ -26,8 +26,13 @@ BATCH_SHARE = 0.5
 AGING_TOKENS = 16384
 """Prompt tokens of others after which a prompt that waits counts as one priority higher: half a minute of a small model on two
 cores, two seconds of a GPU."""
-MIN_CHUNK_TOKENS = 16
+MIN_PROMPT_S = 0.03
+"""Prefill of a step beside running answers, at least, where decode is so fast that a reader does not notice that much."""
+MIN_CHUNK_TOKENS = 8
 MIN_ALONE_TOKENS = 128
+SIT_OUT_S = 0.25
+"""Answers that need not flow are left out of a step that takes so long: a token in it would be slow all the same, and the
+prompts are done sooner."""
 _LEARNING_RATE = 0.25
 _BATCH_RANK = 2
 
@@ -73,7 +78,7 @@ class Pace:
 
     Not every running answer counts. One that began while a prompt was waiting is held up for that prompt's sake, by
     PATIENCE_S at most; one of priority batch is held up by every prompt of a higher priority. Where no answer has to flow
-    the step may be as long as one with prompts alone; all of them get their token in it all the same.
+    the step may be as long as one with prompts alone; if it is short they get their token in it all the same.
     """
 
     def __init__(
@@ -84,7 +89,7 @@ class Pace:
         max_itl_ratio: float = MAX_ITL_RATIO,
         alone_step_s: float = ALONE_STEP_S,
         min_alone_tokens: int = MIN_ALONE_TOKENS,
-        min_prompt_s: float = 0.0,
+        min_prompt_s: float = MIN_PROMPT_S,
     ) -> None:
         """Nothing is known yet.
 
@@ -94,7 +99,7 @@ class Pace:
             max_itl_ratio: Length of a step with prompts beside running answers, in steps without.
             alone_step_s: Length of a step while nothing decodes.
             min_alone_tokens: But no fewer tokens than this, where short chunks are slow.
-            min_prompt_s: Beside running answers so much at least, where decode is so fast that nobody would notice.
+            min_prompt_s: Beside running answers so much at least.
         """
         self._n_batch = n_batch
         self._share = max_itl_ratio - 1
@@ -151,6 +156,10 @@ class Pace:
         if not is_flowing:
             return self._alone_step_s, True
         return self.prompt_s(len(decoding)) * (BATCH_SHARE if is_outranked else 1.0), False
+
+    def is_long(self, n_tokens: int) -> bool:
+        """Whether so many prompt tokens make a step that answers sit out, when none of them has to flow."""
+        return n_tokens * self._prefill_s >= SIT_OUT_S
 
     def learn(self, n_decoding: int, n_prefilled: int, elapsed_s: float) -> None:
         """Note what a step took, or the part of it that decoded or prefilled."""

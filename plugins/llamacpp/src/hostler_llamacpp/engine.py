@@ -250,7 +250,9 @@ class LlamaCppEngine:
             )
         sampler = Sampler(sequence.params, prompt, self._vocabulary, self._context, self._workspace, self._n_ctx)
         ngrams = Ngrams(prompt) if self._speculation is not None else None
-        self._runs[sequence.id] = Run(sequence, prompt, sampler, ngrams)
+        run = self._runs[sequence.id] = Run(sequence, prompt, sampler, ngrams)
+        if sequence.cache_prompt and self._caching:
+            run.n_known = min(self._streams.prefixes.tree.find(prompt)[1], len(prompt) - 1)
 
     def cancel(self, sequence_id: int) -> None:
         """See Engine."""
