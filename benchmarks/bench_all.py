@@ -16,7 +16,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from bars import MISSED, Bar, Verdict, judge, show, write_csv, write_markdown
@@ -27,7 +27,7 @@ from lineup import Lineup, Setup
 from modelfiles import pull, requantised
 from pieces import PIECES, Piece
 from rounds import OutOfTime, Rounds
-from servers import Server, ServerFailed, end_on_sigterm
+from servers import ServerFailed, end_on_sigterm
 
 RESULTS = ROOT / "benchmarks" / "results"
 STATE = ROOT / "build" / "bench"
@@ -52,12 +52,15 @@ def run_piece(piece: Piece, setup: Setup, rounds: Rounds, stop_at: float) -> str
 
 def _lineup(piece: Piece, setup: Setup, seed: int) -> Lineup:
     path = requantised(setup.model_path, piece.kind, setup.work) if piece.kind else setup.model_path
-    return Lineup(setup, setup.settings(piece.n_slots, piece.ctx_len, path), piece.more, _warm_up(piece, seed))
-
-
-def _warm_up(piece: Piece, seed: int) -> Callable[[Server], object] | None:
-    warm_up = piece.warm_up
-    return None if warm_up is None else lambda server: warm_up(server, seed)
+    warm_up, prepare = piece.warm_up, piece.prepare
+    return Lineup(
+        setup,
+        setup.settings(piece.n_slots, piece.ctx_len, path),
+        piece.more,
+        None if warm_up is None else lambda server: warm_up(server, seed),
+        piece.home,
+        None if prepare is None else lambda server: prepare(server, setup.is_quick),
+    )
 
 
 def _line(piece: Piece, number: int, subject: str, result: dict[str, float], took_s: float) -> str:

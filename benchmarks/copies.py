@@ -77,7 +77,7 @@ def make_text(*seed: object) -> str:
     return " ".join(random.Random(repr(seed)).sample(SENTENCES, N_SENTENCES))
 
 
-def measure(server: Server, round_name: str, seed: int, is_copy: bool, n_requests: int = 3) -> dict[str, float]:
+def measure(server: Server, round_name: str, seed: int, is_copy: bool, n_requests: int = 4) -> dict[str, float]:
     """Some requests one after the other; every server of a round gets the same."""
     texts, requests = [], []
     for number in range(n_requests):

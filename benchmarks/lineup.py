@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,17 +52,23 @@ class Lineup:
         settings: Settings,
         more: dict[str, dict[str, Any]] | None = None,
         warm_up: Callable[[Server], object] | None = None,
+        home: str = "",
+        prepare: Callable[[Hostler], object] | None = None,
     ) -> None:
         """Start nothing yet.
 
         Args:
             more: By name: what this one's start request has besides; each is a hostler of its own.
             warm_up: Called with each server after its start; unmeasured.
+            home: Where hostler keeps what is to be there the next time, in the setup's folder; empty: a temporary folder.
+            prepare: Called with each hostler when the model is registered and not started.
         """
         self.setup = setup
         self.settings = settings
         self._more = more or {}
         self._warm_up = warm_up
+        self._home = setup.work.resolve() / home if home else None
+        self._prepare = prepare
         self._servers: dict[str, Server] = {}
 
     def server(self, name: str) -> Server:
@@ -72,15 +79,29 @@ class Lineup:
                 self._warm_up(server)
         return self._servers[name]
 
+    @contextmanager
+    def alone(self, name: str) -> Iterator[Server]:
+        """A server for the length of a block, warm, with none of the others there.
+
+        PERF: two processes of the same program differ by up to 5 % for as long as they live (by where their memory lies).
+        Where ratios close to 1 matter, each round has a new one.
+        """
+        self.close()
+        yield self.server(name)
+        self.close()
+
     def _start(self, name: str) -> Server:
         if name in self.setup.running:
             return self.setup.running[name]
         if name == "llama-server":
             return LlamaServer(self.setup.binary(name), self.settings)
-        server = Hostler()
+        server = Hostler(home=self._home)
         server.name = name
         try:
-            server.import_model(self.settings.model_path)
+            if not server.has_model("bench"):
+                server.import_model(self.settings.model_path)
+            if self._prepare is not None:
+                self._prepare(server)
             server.start_model("bench", {**start_settings(self.settings), **self.setup.more, **self._more.get(name, {})})
         except BaseException:
             server.close()
@@ -91,5 +112,9 @@ class Lineup:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for server in self._servers.values():
-            server.close()
+        self.close()
+
+    def close(self) -> None:
+        """Stop all that run."""
+        while self._servers:
+            self._servers.popitem()[1].close()

@@ -18,11 +18,12 @@ import copies
 import prefixes
 import slots
 import soak
+import tuned
 from bars import Bar
 from bench_serving import ask_by_tokens, run_llama_bench
 from bench_serving import measure as measure_serving
 from lineup import Lineup
-from servers import Server
+from servers import Hostler, Server
 from workloads import UNITS as SERVING_UNITS
 from workloads import WORKLOADS, Workload
 
@@ -54,6 +55,10 @@ class Piece:
     """By subject: what its start request has besides."""
     kind: str = ""
     """The type that the weights are written in for it; empty: the file as it is."""
+    home: str = ""
+    """Name of a home of hostler's that stays; empty: a temporary one."""
+    prepare: Callable[[Hostler, bool], object] | None = None
+    """(server, is_quick); for hostler before the model starts."""
     n_rounds: int = 3
     is_quick: bool = True
     """Whether `--quick` has it."""
@@ -78,12 +83,13 @@ RAW_TESTS = {"pp115": (115, 0), "pp512": (512, 0), "tg128": (0, 128)}
 
 
 def _ask_raw(lineup: Lineup, round_name: str, seed: int) -> dict[str, float]:
-    server, result = lineup.server("hostler"), {"errors": 0.0}
-    for name, (n_prompt, n_new) in RAW_TESTS.items():
-        result[name], error = ask_by_tokens(server, n_prompt, n_new, f"{seed} {name} {round_name}")
-        if error:
-            result["errors"] += 1
-            print(f"  {server.name} {name}: {error}", file=sys.stderr)
+    result = {"errors": 0.0}
+    with lineup.alone("hostler") as server:
+        for name, (n_prompt, n_new) in RAW_TESTS.items():
+            result[name], error = ask_by_tokens(server, n_prompt, n_new, f"{seed} {name} {round_name}")
+            if error:
+                result["errors"] += 1
+                print(f"  {server.name} {name}: {error}", file=sys.stderr)
     return result
 
 
@@ -172,23 +178,28 @@ def _prefix(lineup: Lineup, round_name: str, seed: int) -> dict[str, float]:
 
 
 def _copy(name: str, is_copy: bool, lineup: Lineup, round_name: str, seed: int) -> dict[str, float]:
-    return copies.measure(lineup.server(name), round_name, seed, is_copy)
+    with lineup.alone(name) as server:
+        return copies.measure(server, round_name, seed, is_copy)
 
 
 def _copies(name: str, about: str, is_copy: bool, bound: float, kind: str = "") -> Piece:
     subjects = {server: functools.partial(_copy, server, is_copy) for server in ("hostler", PLAIN)}
     bars = (Bar("decode_tok_s", True, bound, PLAIN),)
     more = {PLAIN: {"speculation": "off"}}
-    return Piece(name, about, 4, 1024, subjects, copies.UNITS, bars, (), _warm_up_a_little, more, kind, n_rounds=5)
+    return Piece(name, about, 4, 1024, subjects, copies.UNITS, bars, (), _warm_up_a_little, more, kind, n_rounds=7)
 
 
 def _both(measure: Callable[[str, Lineup, str, int], dict[str, float]]) -> dict[str, Measure]:
     return {name: functools.partial(measure, name) for name in ("hostler", PEER)}
 
 
+def _tuned(name: str, lineup: Lineup, round_name: str, seed: int) -> dict[str, float]:
+    return tuned.measure(lineup.server(name), round_name, seed)
+
+
 # -- memory ------------------------------------------------------------------------------------------------------------
 
-SOAK_MORE = {"cache_ram_bytes": 64_000_000}
+SOAK_MORE = {"cache_ram_mib": 64}
 """Small, so that it is full long before the first quarter is over."""
 
 
@@ -246,6 +257,19 @@ PIECES = {
             (Bar("restarted_by_cold", False, 0.1),),
             (),
             _warm_up_a_little,
+        ),
+        Piece(
+            *("tuned", "after `hostler tune --apply`, beside the file as shipped", 4, 1024, _both(_tuned), tuned.UNITS),
+            (
+                Bar("pp512", True, 1.8, PEER),
+                Bar("tg128", True, 0.95, PEER),
+                Bar("perplexity_change", False, 0.01),
+            ),
+            warm_up=_warm_up_a_little,
+            home="tuned-home",
+            prepare=tuned.tune,
+            n_rounds=5,
+            is_quick=False,
         ),
         Piece(
             *("soak", "random requests: memory at the end by that at the first quarter", 4, 1024, {"hostler": _soak}),

@@ -180,10 +180,19 @@ class LlamaServer(Server):
 
 
 class Hostler(Server):
-    """`hostler serve` on a home of its own, a temporary folder; a model runs in it after `start_model`."""
+    """`hostler serve` on a home of its own; a model runs in it after `start_model`."""
 
-    def __init__(self, arguments: Sequence[str] = (), environment: dict[str, str] | None = None) -> None:
-        self.home = Path(tempfile.mkdtemp(prefix="hostler-bench-"))
+    def __init__(
+        self, arguments: Sequence[str] = (), environment: dict[str, str] | None = None, home: Path | None = None
+    ) -> None:
+        """Start it.
+
+        Args:
+            home: Stays when it is closed; None: a temporary folder, which does not.
+        """
+        self._keeps_home = home is not None
+        self.home = home or Path(tempfile.mkdtemp(prefix="hostler-bench-"))
+        self.home.mkdir(parents=True, exist_ok=True)
         # Bytecode is cached as on a user's machine; some build machines switch that off, and a start would compile everything.
         self.environment = {"PYTHONDONTWRITEBYTECODE": "", **(environment or {}), "HOSTLER_HOME": str(self.home)}
         self._arguments = list(arguments)
@@ -201,7 +210,7 @@ class Hostler(Server):
             self.ready_s = _time_until(process, lambda: is_status(root, "/readyz", 200), "a ready answer")
         except BaseException:
             process.close()
-            shutil.rmtree(self.home, ignore_errors=True)
+            self._remove_home()
             raise
         return process, Address.parse(url + "/v1")
 
@@ -213,10 +222,23 @@ class Hostler(Server):
 
     def import_model(self, path: Path, model: str = "bench") -> None:
         """Register a model file under an id, by link."""
-        command = [*hostler_command(), "import", str(path), "--id", model]
+        self.command("import", str(path), "--id", model)
+
+    def has_model(self, model: str) -> bool:
+        """Whether a model of this id is registered."""
+        return is_status(self.address, f"/models/{quote(model, safe='')}", 200)
+
+    def command(self, *arguments: str) -> str:
+        """Run a command of hostler's on the same home, and give what it printed.
+
+        Raises:
+            ServerFailed: It failed.
+        """
+        command = [*hostler_command(), *arguments]
         result = subprocess.run(command, env={**os.environ, **self.environment}, capture_output=True, text=True)
         if result.returncode:
-            raise ServerFailed(f"{' '.join(command)}:\n{result.stdout}{result.stderr}")
+            raise ServerFailed(f"{' '.join(command)}:\n{result.stdout[-2000:]}{result.stderr[-2000:]}")
+        return result.stdout
 
     def start_model(self, model: str, settings: dict[str, Any]) -> float:
         """Start a model and give the seconds from the PUT to its answer."""
@@ -235,9 +257,13 @@ class Hostler(Server):
         self.start_model(self.model, self._started)
 
     def close(self) -> None:
-        """Stop it and remove its home."""
+        """Stop it and remove its home, if that is a temporary one."""
         super().close()
-        shutil.rmtree(self.home, ignore_errors=True)
+        self._remove_home()
+
+    def _remove_home(self) -> None:
+        if not self._keeps_home:
+            shutil.rmtree(self.home, ignore_errors=True)
 
 
 def spawn(what: str, settings: Settings, environment: dict[str, str] | None = None) -> Server:

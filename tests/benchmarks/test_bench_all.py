@@ -9,6 +9,8 @@ from pathlib import Path
 import bench_all
 import pytest
 from bars import Bar
+from bench_serving import parse_server
+from lineup import Lineup, Setup
 from pieces import PIECES, Piece
 from servers import ServerFailed
 
@@ -135,3 +137,27 @@ def test_the_readme_has_each_piece_and_each_of_its_metrics(piece: Piece) -> None
     assert f"`{piece.name}`" in README or piece.name.startswith("slots")
     for metric in piece.units:
         assert f"`{metric}`" in README
+
+
+# -- lineup ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_running_server_takes_the_place_of_one_that_would_be_started(tmp_path: Path) -> None:
+    running = parse_server("llama-server=http://127.0.0.1:9/v1,other", "")
+    setup = Setup(Path("M.gguf"), None, 2, tmp_path, running={"llama-server": running})
+    warmed: list[str] = []
+
+    with Lineup(setup, setup.settings(4, 512), warm_up=lambda server: warmed.append(server.model)) as lineup:
+        assert lineup.server("llama-server") is running
+        assert lineup.server("llama-server") is running
+
+    assert warmed == ["other"]
+    with pytest.raises(ServerFailed, match="was not started here"):
+        running.restart()
+
+
+def test_a_program_that_the_peers_folder_lacks_is_named(tmp_path: Path) -> None:
+    setup = Setup(Path("M.gguf"), tmp_path, 2, tmp_path)
+
+    with Lineup(setup, setup.settings(4, 512)) as lineup, pytest.raises(ServerFailed, match="there is no llama-server in"):
+        lineup.server("llama-server")
