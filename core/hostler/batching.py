@@ -237,11 +237,11 @@ def share_out(
             continue
         n_left -= n
         chunks.append((one, n))
-    pass_by(waiting, chunks)
+    _pass_by(waiting, chunks)
     return chunks
 
 
-def pass_by(waiting: Sequence[Turn], chunks: Sequence[tuple[Turn, int]]) -> None:
+def _pass_by(waiting: Sequence[Turn], chunks: Sequence[tuple[Turn, int]]) -> None:
     """Note for all who wait what is evaluated of others."""
     n_evaluated = sum(n for _, n in chunks)
     for one in waiting:
