@@ -145,6 +145,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("stop_timeout_s", float, 10.0, "s", "How long a worker may take for an orderly stop before SIGTERM, and again before SIGKILL.", 0.1),
     Setting("drain_timeout_s", float, 30.0, "s", "How long running requests may finish when the server is told to stop.", 0),
     Setting("model_cache_bytes", int, 0, "bytes", "Weight files kept mapped and warm; 0: a quarter of memory.", 0),
+    # -- prefix cache
+    Setting("cache_ram_bytes", int, 4096 * MIB, "bytes", "Memory for the prefix cache of a model whose cache_ram_mib is auto, at most a tenth of the machine's; 0: none.", 0),
+    Setting("cache_disk_bytes", int, 8192 * MIB, "bytes", "Disk that the kept prefixes of all models take together; 0: none are kept.", 0),
+    Setting("cache_folder", str, "", "", "Folder of the kept prefixes; empty: HOME/cache/prefixes."),
     # -- downloads
     Setting("allow_file_sources", bool, False, "", "Accept file: sources and import paths over HTTP (the CLI always does)."),
     Setting("proxy", str, "", "", "HTTP proxy for downloads; empty: the environment's."),

@@ -281,3 +281,6 @@ class EngineSpec(msgspec.Struct, frozen=True):
     """As HOSTLER_API, where one package brings engines for several; a default could only name this hostler's own."""
     version: str = ""
     """The plugin's own version."""
+    keeps_prefixes: bool = False
+    """It has a prefix cache beside its slots, and reads the four `cache_` settings and `model_digest`: memory and disk are
+    granted for it."""

@@ -4,12 +4,13 @@ Floor 4, used by the host. It decides before a load, so that a model that cannot
 numbers are bytes of main memory; what an engine puts on a GPU is that engine's own check.
 
 What is available: the machine's available memory (or the control group's, if that is less), minus what starting models
-have been granted and not taken yet, minus the mapped weights of running ones: the kernel calls file pages available, but
-taking them away would make every step read the disk.
+have been granted and not taken yet, minus the mapped weights and the prefix caches of running ones: the kernel calls file
+pages available, but taking them away would make every step read the disk, and a cache fills with time.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -34,11 +35,24 @@ class Grant(msgspec.Struct, frozen=True):
 
     ctx_len: int
     estimate: MemoryEstimate
+    cache_bytes: int = 0
+    """For its prefix cache, beside the estimate."""
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        return self.estimate.total_bytes + self.cache_bytes
 
 
 class _Account(msgspec.Struct):
-    estimate: MemoryEstimate
+    grant: Grant
     is_loaded: bool = False
+
+    @property
+    def owed_bytes(self) -> int:
+        """What the machine's own numbers do not show yet as taken, or show as available though it must stay. A prefix cache
+        fills in its own time, so it counts in full: rather too much than a model that grows into another's memory."""
+        return self.grant.estimate.weights_bytes + self.grant.cache_bytes if self.is_loaded else self.grant.total_bytes
 
 
 class Ledger:
@@ -62,7 +76,13 @@ class Ledger:
             return self._free()
 
     def grant(
-        self, model_id: str, wanted_ctx_len: int, *, is_auto: bool, estimate: Callable[[int], MemoryEstimate]
+        self,
+        model_id: str,
+        wanted_ctx_len: int,
+        *,
+        is_auto: bool,
+        estimate: Callable[[int], MemoryEstimate],
+        cache_bytes: int = 0,
     ) -> Grant:
         """Reserve memory for a model that is about to load.
 
@@ -71,6 +91,8 @@ class Ledger:
             wanted_ctx_len: Tokens per slot.
             is_auto: A smaller context will do; else it is all or nothing.
             estimate: Gives the bytes for a context length.
+            cache_bytes: Wanted for its prefix cache. It gets at most half of what the model leaves free: it makes a model
+                faster, and is no reason to refuse one, or to unload another.
 
         Raises:
             InsufficientMemory: With both numbers.
@@ -91,14 +113,23 @@ class Ledger:
                     needed_bytes=needed.total_bytes,
                     available_bytes=free,
                 )
-            self._accounts[model_id] = _Account(needed)
-            return Grant(ctx_len, needed)
+            left = (free - needed.total_bytes) // 2
+            grant = Grant(ctx_len, needed, min(cache_bytes, left // MIB * MIB))
+            self._accounts[model_id] = _Account(grant)
+            return grant
 
-    def settle(self, model_id: str, *, is_loaded: bool = True) -> None:
-        """The model is loaded, so what it took shows in the machine's own numbers now; or its worker died."""
+    def settle(self, model_id: str, *, is_loaded: bool = True, has_cache: bool = True) -> None:
+        """The model is loaded, so what it took shows in the machine's own numbers now; or its worker died.
+
+        Args:
+            has_cache: False: it has turned out to need no prefix cache, so that is free again.
+        """
         with self._lock:
-            if model_id in self._accounts:
-                self._accounts[model_id].is_loaded = is_loaded
+            account = self._accounts.get(model_id)
+            if account is not None:
+                account.is_loaded = is_loaded
+                if not has_cache:
+                    account.grant = msgspec.structs.replace(account.grant, cache_bytes=0)
 
     def release(self, model_id: str) -> None:
         """The model is gone. Idempotent."""
@@ -109,15 +140,15 @@ class Ledger:
         """What was granted to a model; 0: nothing."""
         with self._lock:
             account = self._accounts.get(model_id)
-            return account.estimate.total_bytes if account else 0
+            return account.grant.total_bytes if account else 0
 
     def _free(self) -> int:
         machine = self._available() - HEADROOM_BYTES
         for account in self._accounts.values():
-            machine -= account.estimate.weights_bytes if account.is_loaded else account.estimate.total_bytes
+            machine -= account.owed_bytes
         if not self._budget_bytes:
             return machine
-        taken = sum(account.estimate.total_bytes for account in self._accounts.values())
+        taken = sum(account.grant.total_bytes for account in self._accounts.values())
         return min(machine, self._budget_bytes - taken)
 
     @staticmethod
@@ -134,6 +165,16 @@ class Ledger:
                 high = middle - 1
         ctx_len = min(wanted, low * CTX_STEP)
         return ctx_len, estimate(ctx_len)
+
+
+def machine_memory_bytes() -> int:
+    """Main memory of the machine, whatever takes it."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # no sysconf on Windows
+        import psutil
+
+        return int(psutil.virtual_memory().total)
 
 
 def available_memory_bytes() -> int:

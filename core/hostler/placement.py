@@ -1,4 +1,5 @@
-"""Who gets memory: one start at a time decides, and unloads idle models or waits for busy ones if need be. Floor 4.
+"""Who gets memory, and disk for a prefix cache: one start at a time decides, and unloads idle models or waits for busy ones
+if need be. Floor 4.
 
 Used by the threads that start models. `_lock` is held while the ledger is asked and while an idle model is unloaded, never
 while a worker loads; it is taken before any model's `changed`.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,19 @@ from hostler.domain import MemoryEstimate
 from hostler.engine import EngineSettings, EngineSpec, ModelFiles
 from hostler.errors import EngineUnavailable, InsufficientMemory, StartCancelled
 from hostler.hosted import HostedModel, StartAttempt
-from hostler.ledger import AUTO_CTX_LEN, Grant, Ledger
-from hostler.library.fields import AUTO
+from hostler.keptprefixes import KeptPrefixes, write_model_id
+from hostler.ledger import AUTO_CTX_LEN, MIB, Grant, Ledger, machine_memory_bytes
+from hostler.library.disk import free_bytes
+from hostler.library.fields import AUTO, settings_with_defaults
 from hostler.library.manifest import Manifest
 from hostler.worker.wire import PromptSettings
 
 PATIENCE_S = 0.2
 """How soon a start that waits for memory looks at all models again."""
+DEFAULT_DISK_MIB = settings_with_defaults({})["cache_disk_mib"]
 _PROMPT_FIELDS = ("prompt_template", "pre_prompt", "system_prompt", "user_prompt", "ai_prompt")
-_ENGINE_FIELDS = frozenset(EngineSettings.__struct_fields__) - {"ctx_len"}
+_CACHE_FIELDS = frozenset({"cache_ram_bytes", "cache_disk_bytes", "cache_folder", "model_digest"})
+_ENGINE_FIELDS = frozenset(EngineSettings.__struct_fields__) - {"ctx_len"} - _CACHE_FIELDS
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -39,6 +44,13 @@ class Plan(msgspec.Struct, frozen=True):
     """Complete, native types."""
     is_auto: bool
     wanted_ctx_len: int
+    digest: str = ""
+    """What is known of the files' content."""
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether its engine has a prefix cache, and may use it."""
+        return self.spec.keeps_prefixes and bool(self.settings["caching_enabled"])
 
     def engine_settings(self, ctx_len: int) -> EngineSettings:
         """The settings as the engine gets them."""
@@ -75,13 +87,23 @@ def context_limit(spec: EngineSpec | None, files: ModelFiles | None, manifest: M
     return int(known) if isinstance(known, int | str) and str(known).isdigit() else 0
 
 
+class Placed(msgspec.Struct, frozen=True):
+    """What a start got."""
+
+    grant: Grant
+    settings: EngineSettings
+    warnings: tuple[str, ...]
+    """What it got less of than was set."""
+
+
 class Placement:
-    """Grants memory to starts."""
+    """Grants memory and disk to starts."""
 
     def __init__(
         self,
         settings: Settings,
         ledger: Ledger,
+        kept: KeptPrefixes,
         all_hosted: Callable[[], list[HostedModel]],
         stop_idle: Callable[[HostedModel], bool],
     ) -> None:
@@ -93,11 +115,63 @@ class Placement:
         """
         self._settings = settings
         self._ledger = ledger
+        self._kept = kept
         self._all_hosted = all_hosted
         self._stop_idle = stop_idle
         self._lock = threading.Lock()
 
-    def place(self, hosted: HostedModel, attempt: StartAttempt, plan: Plan) -> Grant:
+    def place(self, hosted: HostedModel, attempt: StartAttempt, plan: Plan) -> Placed:
+        """Get what a model needs, and what its prefix cache may have.
+
+        Raises:
+            InsufficientMemory, EngineUnavailable, StartCancelled: As `_memory` does.
+        """
+        grant = self._memory(hosted, attempt, plan)
+        settings = plan.engine_settings(grant.ctx_len)
+        if not plan.has_cache:
+            return Placed(grant, settings, ())
+        disk_bytes = self._kept.grant(hosted.id, plan.settings["cache_disk_mib"] * MIB)
+        folder = self._kept.folder_of(hosted.id)
+        if disk_bytes:
+            write_model_id(folder, hosted.id)
+        settings = msgspec.structs.replace(
+            settings,
+            cache_ram_bytes=grant.cache_bytes,
+            cache_disk_bytes=disk_bytes,
+            cache_folder=str(folder) if disk_bytes else "",
+            model_digest=plan.digest,
+        )
+        return Placed(grant, settings, tuple(self._cuts(plan, grant, disk_bytes)))
+
+    def release(self, model_id: str) -> None:
+        """The model is gone, and what it was granted is free. Idempotent."""
+        self._ledger.release(model_id)
+        self._kept.release(model_id)
+
+    def _cache_wanted(self, plan: Plan) -> int:
+        """Memory for its prefix cache."""
+        if not plan.has_cache:
+            return 0
+        wanted = plan.settings["cache_ram_mib"]
+        if wanted == AUTO:
+            return min(self._settings.cache_ram_bytes, machine_memory_bytes() // 10)
+        return int(wanted) * MIB
+
+    def _cuts(self, plan: Plan, grant: Grant, disk_bytes: int) -> Iterator[str]:
+        """What somebody set and does not get, in words."""
+        ram, disk = plan.settings["cache_ram_mib"], plan.settings["cache_disk_mib"]
+        if ram != AUTO and grant.cache_bytes < ram * MIB:
+            got = grant.cache_bytes // MIB
+            yield f"cache_ram_mib is {ram}, and the prefix cache gets {got} MiB: half of the memory that the model leaves free"
+        if disk_bytes < disk * MIB:
+            yield (
+                f"cache_disk_mib is {disk}, and the prefix cache gets {disk_bytes // MIB} MiB of disk: what the server's "
+                f"cache_disk_bytes leaves beside other models that run"
+            )
+        elif disk != DEFAULT_DISK_MIB and (free := free_bytes(self._kept.folder)) < disk_bytes:
+            yield f"cache_disk_mib is {disk}, and the disk of {self._kept.folder} has {free // MIB} MiB free"
+
+    def _memory(self, hosted: HostedModel, attempt: StartAttempt, plan: Plan) -> Grant:
         """Get memory for a model, unloading idle ones and waiting for busy ones if need be.
 
         Raises:
@@ -111,6 +185,7 @@ class Placement:
                 return plan.spec.estimate(Path(plan.files.primary), plan.engine_settings(ctx_len))
             return MemoryEstimate(_size_of(plan.files), 0, 0)
 
+        cache_bytes = self._cache_wanted(plan)
         deadline = time.monotonic() + self._settings.start_timeout_s
         while True:
             with self._lock:
@@ -118,7 +193,13 @@ class Placement:
                     raise StartCancelled(f"{hosted.id} was stopped while it started")
                 if self._has_place_beside(hosted) or self._unload_idle(hosted):
                     try:
-                        grant = self._ledger.grant(hosted.id, plan.wanted_ctx_len, is_auto=plan.is_auto, estimate=estimate)
+                        grant = self._ledger.grant(
+                            hosted.id,
+                            plan.wanted_ctx_len,
+                            is_auto=plan.is_auto,
+                            estimate=estimate,
+                            cache_bytes=cache_bytes,
+                        )
                     except InsufficientMemory as error:
                         others = self._others_placed(hosted)
                         most = error.available_bytes + sum(self._ledger.bytes_of(other.id) for other in others)

@@ -10,11 +10,11 @@ dictionaries below). None is held while a worker loads or stops, save the placem
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -36,12 +36,14 @@ from hostler.errors import (
 from hostler.events import EventBus
 from hostler.generation import Generation
 from hostler.hosted import HostedModel, StartAttempt
-from hostler.ledger import Ledger
+from hostler.keptprefixes import FOLDER, KeptPrefixes
+from hostler.ledger import Ledger, machine_memory_bytes
 from hostler.library.changes import Change
 from hostler.library.fields import AUTO, settings_with_defaults, validate_settings
 from hostler.library.store import Library, LibraryEntry
 from hostler.listeners import Listeners
 from hostler.modelcache import ModelCache
+from hostler.modeldigest import known_digest
 from hostler.placement import Placement, Plan, context_limit, wanted_ctx_len
 from hostler.plugins import Plugins
 from hostler.records.store import Records
@@ -109,7 +111,7 @@ class Runtime:
         self.records.on_open.append(self.listeners.opened)
         self.records.on_event += [self.events.grew, self.webhooks.grew, self.listeners.grew]
         self.ledger = ledger or Ledger(settings.memory_budget_bytes)
-        self.model_cache = ModelCache(settings.model_cache_bytes or _quarter_of_memory())
+        self.model_cache = ModelCache(settings.model_cache_bytes or machine_memory_bytes() // 4)
         self.budget = RequestBudget(settings.max_requests)
         self._limits = Limits(
             start_timeout_s=settings.start_timeout_s,
@@ -121,7 +123,8 @@ class Runtime:
         self._lock = threading.Lock()  # protects _hosted and _requests
         self._hosted: dict[str, HostedModel] = {}
         self._requests: dict[str, HostedRequest] = {}
-        self._placement = Placement(settings, self.ledger, self.hosted_models, self._stop_idle)
+        self.kept_prefixes = KeptPrefixes(Path(settings.cache_folder or settings.home / FOLDER), settings.cache_disk_bytes)
+        self._placement = Placement(settings, self.ledger, self.kept_prefixes, self.hosted_models, self._stop_idle)
         self._closing = threading.Event()
         self.is_ready = True
         """False while draining: /readyz answers 503 then."""
@@ -194,6 +197,7 @@ class Runtime:
         try:
             self._stop(hosted)
             model_id = self.library.delete(reference)
+            self.kept_prefixes.clear(model_id)
         except BaseException:
             hosted.mark_deleted(is_deleted=False)
             raise
@@ -566,7 +570,7 @@ class Runtime:
 
     def _start_failed(self, hosted: HostedModel, attempt: StartAttempt, error: HostlerError) -> None:
         if hosted.attempt is attempt:
-            self.ledger.release(hosted.id)
+            self._placement.release(hosted.id)
         hosted.start_failed(attempt, error)
         log.warning("%s did not start: %s", hosted.id, error.message)
 
@@ -574,25 +578,26 @@ class Runtime:
         self, hosted: HostedModel, attempt: StartAttempt, entry: LibraryEntry, overrides: dict[str, Any]
     ) -> None:
         plan = self._plan(entry, overrides)
-        grant = self._placement.place(hosted, attempt, plan)
+        placed = self._placement.place(hosted, attempt, plan)
         worker = Supervisor(
             hosted.id,
             plan.spec.engine,
             plan.spec.environment,
             plan.files,
-            plan.engine_settings(grant.ctx_len),
+            placed.settings,
             plan.prompt_settings({**entry.manifest.settings, **overrides}),
             takes_messages=plan.spec.takes_messages,
             limits=self._limits,
             log_path=self.settings.home / "logs" / f"{hosted.id.replace('/', '%2F')}.log",
             on_change=self._worker_changed,
         )
-        hosted.loading(attempt, worker, plan.spec.name, grant, plan.settings, WarmWeights(self.model_cache, plan.files))
+        hosted.loading(attempt, worker, plan.spec.name, placed.grant, plan.settings, WarmWeights(self.model_cache, plan.files))
         hosted.kept = entry.manifest.settings
         try:
             worker.start()
             info = worker.wait_ready()
-            self.ledger.settle(hosted.id)
+            info = msgspec.structs.replace(info, warnings=(*placed.warnings, *info.warnings))
+            self.ledger.settle(hosted.id, has_cache=info.can_generate)
             hosted.started(attempt, worker, info)
         except BaseException:
             worker.stop()  # a stop that came between these lines found nothing to stop yet
@@ -621,7 +626,7 @@ class Runtime:
         limit = context_limit(spec, files, manifest)
         is_auto = settings["ctx_len"] == AUTO
         wanted = wanted_ctx_len(settings["ctx_len"], limit, spec)
-        return Plan(spec, files, settings, is_auto, wanted)
+        return Plan(spec, files, settings, is_auto, wanted, known_digest(manifest))
 
     def _engine_of(self, entry: LibraryEntry) -> EngineSpec | None:
         return self.plugins.engine_for(entry.manifest.engine_format, entry.manifest.engine or None)
@@ -634,7 +639,7 @@ class Runtime:
             return False
         if worker is not None:
             worker.stop()
-        self.ledger.release(hosted.id)
+        self._placement.release(hosted.id)
         hosted.stopped()
         return True
 
@@ -665,13 +670,3 @@ class Runtime:
 
 def _formats_of(plugins: Plugins) -> set[str]:
     return {model_format for spec in plugins.engines.values() for model_format in spec.formats}
-
-
-def _quarter_of_memory() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-    except (AttributeError, ValueError, OSError):  # no sysconf on Windows
-        import psutil
-
-        return int(psutil.virtual_memory().total) // 4
-

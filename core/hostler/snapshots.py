@@ -54,7 +54,7 @@ def view_of(
             last_error=hosted.last_error,
             pid=hosted.worker.pid if hosted.worker is not None else None,
             info=hosted.info,
-            memory_bytes=hosted.grant.estimate.total_bytes if hosted.grant else 0,
+            memory_bytes=hosted.grant.total_bytes if hosted.grant else 0,
             n_active=n_in_flight - n_queued,
             n_queued=n_queued,
             idle_s=hosted.clock() - hosted.last_used if hosted.is_idle else None,

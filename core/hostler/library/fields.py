@@ -172,6 +172,16 @@ SETTINGS: tuple[Field, ...] = (
     Field("text_model", bool, True, "The model takes text."),
     Field("cache_type", str, "f16", "Type of the KV cache.", choices=("f16", "q8_0", "q4_0")),
     Field("caching_enabled", bool, True, "Reuse the KV cache of equal prompt beginnings."),
+    Field(
+        "cache_ram_mib",
+        int,
+        AUTO,
+        "MiB of memory for prompts' beginnings that lie in no slot; auto: the server's cache_ram_bytes; 0: none.",
+        0,
+        LARGEST,
+        choices=(AUTO,),
+    ),
+    Field("cache_disk_mib", int, 4096, "MiB of disk for them, found again after a restart; 0: none.", 0, LARGEST),
     Field("n_batch", int, 512, "Prompt tokens evaluated at once.", 1, 65536),
     Field(
         "max_itl_ratio",

@@ -27,6 +27,7 @@ import msgspec
 from hostler.engine import Engine, EngineInfo, MessageEngine
 from hostler.errors import HostlerError, InvalidRequest, ModelLoadFailed, PluginError
 from hostler.ring import RingSegment
+from hostler.modeldigest import digest_of
 from hostler.worker import exits
 from hostler.worker.descriptors import die_with_parent, set_signals, take_control_streams
 from hostler.worker.embedding import EmbedPreparation
@@ -148,7 +149,11 @@ class Worker:
             engine = _make_engine(load.engine)
             if load.takes_messages:
                 cast(MessageEngine, engine).wake_with(self._inbox.wake)
-            info = engine.load(load.files, load.settings, self._progress())
+            settings = load.settings
+            if settings.cache_folder:
+                # Here and now: a worker that is started again may find other files under the names of those before.
+                settings = msgspec.structs.replace(settings, model_digest=digest_of(load.files, settings.model_digest))
+            info = engine.load(load.files, settings, self._progress())
             if info.n_slots < 1 or (min(info.n_ctx, info.n_vocab) < 1 and not load.takes_messages):
                 raise ModelLoadFailed(f"{load.engine} says {info}; n_ctx, n_slots and n_vocab must be at least 1")
             self._preparation = Preparation(
