@@ -132,7 +132,7 @@ def _slots(n_slots: int, n_context: int) -> Piece:
     raw = "llama-batched-bench"
     bars = (Bar("decode_tok_s", True, 0.95, raw),)
     about = f"{n_slots} slots decode behind distinct contexts of {n_context} tokens"
-    name, subjects = f"slots{n_slots}x{n_context}", {"hostler": ask, raw: run}
+    name, subjects, is_short = f"slots{n_slots}x{n_context}", {"hostler": ask, raw: run}, n_context < 512
     return Piece(
         name,
         about,
@@ -143,7 +143,8 @@ def _slots(n_slots: int, n_context: int) -> Piece:
         bars,
         (raw,),
         warm_up,
-        n_rounds=3 if n_slots * n_context > 4000 else 7,
+        n_rounds=7 if is_short else 3,
+        is_quick=is_short,
     )
 
 
