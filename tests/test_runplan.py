@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from hostler.domain import FormatKind, OutputFormat
 from hostler.errors import InvalidRequest, UnsupportedParameter
 from hostler.records.objects import Assistant, ThreadAssistant, ThreadModel
 from hostler.runplan import NewThread, RunPlan, RunRequest, assistant_of, resolve, with_assistant
@@ -129,13 +130,21 @@ def test_text_is_a_response_format(form: Any) -> None:
 
 
 @pytest.mark.parametrize("level", [0, 2])
-def test_other_response_formats_are_refused_wherever_they_come_from(level: int) -> None:
+def test_a_form_holds_wherever_it_comes_from(level: int) -> None:
     levels: list[dict[str, Any]] = [{}, {}, {}]
     levels[level] = {"response_format": {"type": "json_object"}}
 
-    with pytest.raises(UnsupportedParameter) as caught:
+    assert plan(*levels).output_format == OutputFormat(FormatKind.JSON_OBJECT)
+
+
+@pytest.mark.parametrize("level", [0, 2])
+def test_a_form_that_cannot_be_meant_is_refused_wherever_it_comes_from(level: int) -> None:
+    levels: list[dict[str, Any]] = [{}, {}, {}]
+    levels[level] = {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}}
+
+    with pytest.raises(InvalidRequest) as caught:
         plan(*levels)
-    assert caught.value.param == "response_format"
+    assert caught.value.param == "response_format.json_schema.schema"
 
 
 def test_a_thread_made_for_a_run_gets_its_assistant_unless_it_names_its_own() -> None:

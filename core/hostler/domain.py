@@ -63,6 +63,35 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str | None = None
     tool_calls: tuple[dict[str, Any], ...] | None = None
     tool_call_id: str | None = None
+    is_pinned: bool = False
+    """The conversation up to here is to stay in the prefix cache when others must go. No template sees this."""
+
+
+class FormatKind(StrEnum):
+    """The languages in which a client says what an answer must look like."""
+
+    JSON_OBJECT = "json_object"
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    CHOICE = "choice"  # one of several texts
+    GBNF = "gbnf"  # llama.cpp's grammars
+    LARK = "lark"  # llguidance's grammars
+
+
+class OutputFormat(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an answer must look like, held to token by token, or the request is refused."""
+
+    kind: FormatKind
+    source: str = ""
+    """JSON_SCHEMA: the schema as JSON text. CHOICE: a JSON array of strings. JSON_OBJECT: nothing. Else the expression or
+    grammar itself."""
+    param: str = "response_format"
+    """The request's field, for errors."""
+    name: str = ""
+    """Of a JSON_SCHEMA; so is the rest."""
+    description: str = ""
+    is_strict: bool | None = None
+    """As the client said. It changes nothing here, where every schema is enforced; another server may want to know."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -102,6 +131,8 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     stop: tuple[str, ...] = ()
     max_tokens: int = 2048
     """Cut to the free context."""
+    output_format: OutputFormat | None = None
+    """None: any text. An engine reads `SequenceSink.constraint`, which is made of it."""
 
 
 class GenerateRequest(msgspec.Struct, frozen=True):
@@ -251,3 +282,5 @@ class MemoryUse(msgspec.Struct, frozen=True):
     weights_bytes: int = 0
     kv_bytes: int = 0
     compute_bytes: int = 0
+    cache_bytes: int = 0
+    """Of prompts' beginnings that are kept in main memory."""

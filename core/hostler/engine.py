@@ -7,7 +7,7 @@ tokenizes by itself, such as one that asks another server, gets the request as i
 
 Threads: `load`, `add`, `cancel`, `step`, `embed` (and the iterator it gives), `memory` and `close` are called from one
 thread, the engine thread.
-`tokenize` and `detokenize` may be called from a second thread while `step` runs; they must be safe beside it.
+`tokenize`, `detokenize` and `token_table` may be called from other threads while `step` runs; they must be safe beside it.
 """
 
 from __future__ import annotations
@@ -95,6 +95,8 @@ class EngineInfo(msgspec.Struct, frozen=True):
     can_embed: bool = False
     n_embd: int = 0
     """Length of its vectors; 0 where it cannot embed."""
+    can_guide: bool = False
+    """It is a GuidedEngine: it keeps to `SequenceSink.constraint`. False: requests that want a form are refused."""
     version: str = ""
     """Engine and library version, for humans and for cache keys."""
     warnings: tuple[str, ...] = ()
@@ -110,6 +112,36 @@ class RawPrompt(msgspec.Struct, frozen=True):
     """Text or token ids to go on from."""
     template_kwargs: dict[str, Any] = {}
     """Extra variables for the chat template."""
+
+
+class TokenTable(msgspec.Struct, frozen=True):
+    """What tokens say, for constraints."""
+
+    pieces: Sequence[bytes]
+    """By token id, `n_vocab` of them: the bytes that `push` would get. b"" for tokens that are no text, such as control
+    tokens; a constraint never allows those."""
+    end_tokens: Sequence[int]
+    """All that end a generation."""
+
+
+class Constraint(Protocol):
+    """What one sequence may say next. Only the engine thread touches it. `SequenceSink.push` moves it on; the engine asks.
+
+    Mask before every sampler: what is drawn is then drawn from the tokens allowed, by their own probabilities. To draw first
+    and again after a refusal gives the same only while nothing cuts the distribution (top_k, top_p, min_p and the like do).
+    A greedy choice may be tried with `allows` alone: the best of all tokens is the best of those allowed, if it is one.
+    """
+
+    def allows(self, token_id: int) -> bool:
+        """Whether a token may come next: some microseconds."""
+
+    def mask(self) -> bytes:
+        """One bit for each token, the lowest bit of a byte first, 1 where it may come next; padded to 32 bits. At least one
+        bit is set: an end-of-generation token where nothing else can follow. 5 to 100 us.
+
+        Raises:
+            HostlerError: It cannot go on; hand it to `SequenceSink.fail`.
+        """
 
 
 @runtime_checkable
@@ -135,6 +167,11 @@ class SequenceSink(Protocol):
     """For a MessageEngine, whose sequences have no tokens; None for all others."""
 
     @property
+    def constraint(self) -> Constraint | None:
+        """None: any token may come. Else only what it allows, an end of generation included; anything else ends the sequence
+        with an error. An engine that speculates does not draft for it."""
+
+    @property
     def is_paused(self) -> bool:
         """True while its reader is too slow: leave it out of this step, keep its slot and KV."""
 
@@ -145,7 +182,8 @@ class SequenceSink(Protocol):
         """`n_done` prompt tokens (cached ones included) are in the KV cache now. Call after each chunk."""
 
     def push(self, token_id: int, piece: bytes, logprob: TokenLogprob | None = None) -> bool:
-        """Hand over one output token. False: the sequence is over (stop string, max_tokens, context full); free its slot.
+        """Hand over one output token. False: the sequence is over (stop string, max_tokens, context full, a constraint that
+        allows nothing more); free its slot.
 
         Args:
             token_id: Never an end-of-generation token, save with `ignore_eos`.
@@ -215,13 +253,21 @@ class Engine(Protocol):
         """Free the model; called once, no call follows."""
 
 
+class GuidedEngine(Engine, Protocol):
+    """An engine that can hold a sequence to a constraint, as its EngineInfo says with `can_guide`."""
+
+    def token_table(self) -> TokenTable:
+        """The bytes of all tokens. Called when the first constraint is wanted, from another thread while `step` runs."""
+
+
 class MessageEngine(Engine, Protocol):
     """An engine whose EngineSpec says `takes_messages`: it renders and tokenizes by itself, or asks somebody who does.
 
     A sequence has `raw` and no tokens. Its `params.seed` may be SEED_RANDOM; `max_tokens` is the engine's business, and so
-    are stop strings, which the worker looks for all the same. `push` takes any piece of text, with token id -1 where none
-    is known; `prefilled` need not be called; `end` takes LENGTH, too; `counted` says what the tokens were. `step` may hand
-    over all that has come, and gives False while it waits: it must not block. `tokenize` and `detokenize` are never called.
+    are stop strings, which the worker looks for all the same; so is `params.output_format`, to be honoured or refused. `push`
+    takes any piece of text, with token id -1 where none is known; `prefilled` need not be called; `end` takes LENGTH, too;
+    `counted` says what the tokens were. `step` may hand over all that has come, and gives False while it waits: it must not
+    block. `tokenize` and `detokenize` are never called.
     In its EngineInfo `n_vocab` is 0, and `n_ctx` is 0 where the context is unknown; so is `EngineSettings.ctx_len` where
     the user has set none. `embed` gets texts, or token ids where a client sent some, gives no vectors while it waits, and,
     written as a generator, returns the number of tokens.
@@ -272,6 +318,9 @@ class EngineSpec(msgspec.Struct, frozen=True):
     machine. Where a source offers variants of a model by device, the first that is listed here is taken."""
     takes_messages: bool = False
     """It is a MessageEngine: it gets requests as they came instead of tokens."""
+    keeps_prefixes: bool = False
+    """It has a prefix cache beside its slots, and reads the four `cache_` settings and `model_digest`: memory and disk are
+    granted for it."""
     sample: str = ""
     """`package.module:function` that takes an empty folder and gives a `hostler.testing.Sample`: what `hostler plugins check`
     checks the engine with. Called in a process of its own."""
@@ -281,6 +330,3 @@ class EngineSpec(msgspec.Struct, frozen=True):
     """As HOSTLER_API, where one package brings engines for several; a default could only name this hostler's own."""
     version: str = ""
     """The plugin's own version."""
-    keeps_prefixes: bool = False
-    """It has a prefix cache beside its slots, and reads the four `cache_` settings and `model_digest`: memory and disk are
-    granted for it."""

@@ -224,7 +224,7 @@ class LiveRun:
         order, runtime = self._order, self._runtime
         request, plan = order.request, order.plan
         stored = runtime.model(order.model_id)
-        params = sampling_params(stored.manifest.parameters, plan.parameters)
+        params = sampling_params(stored.manifest.parameters, plan.parameters, output_format=plan.output_format)
         expected_ctx = stored.ctx_len or Limits.expected_ctx
         limits = Limits(params.max_tokens, request.max_prompt_tokens, request.last_messages, expected_ctx)
         fitted = fit(

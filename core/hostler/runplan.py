@@ -10,9 +10,11 @@ from typing import Any
 
 from msgspec import Struct, structs
 
+from hostler.domain import OutputFormat
 from hostler.errors import InvalidRequest, UnsupportedParameter
 from hostler.library.fields import validate_parameters, validate_settings
 from hostler.records.objects import DEFAULT_ASSISTANT, Assistant, Metadata, NewMessage, ThreadAssistant
+from hostler.responseformat import read_response_format
 
 ANY_MODEL = "*"
 """Jan's own assistant names its model so: whichever is there."""
@@ -66,6 +68,8 @@ class RunPlan(Struct, frozen=True):
     tools: list[dict[str, Any]]
     tool_choice: Any
     response_format: Any
+    output_format: OutputFormat | None
+    """What `response_format` means."""
 
 
 def assistant_of(request: RunRequest, assistants: list[ThreadAssistant]) -> str:
@@ -87,7 +91,7 @@ def resolve(
 
     Raises:
         InvalidRequest: A parameter of the thread or of the assistant is out of range.
-        UnsupportedParameter: It comes to tools or to an answer in a form that this release does not have.
+        UnsupportedParameter: It comes to tools, which this release does not have.
     """
     index, entry = _entry(assistants, assistant.id)
     path = f"assistants[{index}].model"
@@ -97,7 +101,7 @@ def resolve(
     response_format, _ = _first((request.response_format, ""), (assistant.response_format, ""), ("auto", ""))
     tool_choice = "auto" if request.tool_choice is None else request.tool_choice
     _refuse_tools(tools, owner, tool_choice)
-    _refuse_format(response_format)
+    output_format = read_response_format(response_format)
     instructions, _ = _first((request.instructions, ""), (entry.instructions, ""), (assistant.instructions, ""), ("", ""))
     more = request.additional_instructions
     return RunPlan(
@@ -113,6 +117,7 @@ def resolve(
         tools=tools,
         tool_choice=tool_choice,
         response_format=response_format,
+        output_format=output_format,
     )
 
 
@@ -156,12 +161,3 @@ def _refuse_tools(tools: list[dict[str, Any]], owner: str, tool_choice: Any) -> 
         )
     if tool_choice not in ("auto", "none"):
         raise InvalidRequest(f"tool_choice is {tool_choice!r}, and the run has no tools to call", param="tool_choice")
-
-
-def _refuse_format(response_format: Any) -> None:
-    if response_format == "auto" or (isinstance(response_format, dict) and response_format.get("type") == "text"):
-        return
-    kind = response_format.get("type") if isinstance(response_format, dict) else response_format
-    raise UnsupportedParameter(
-        f"response_format {kind!r} is not supported in this release; allowed: auto, or type text", param="response_format"
-    )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from api.scripted_runtime import finish, prefill, text, view
-from hostler.domain import FinishReason, Message, Timings, TokenLogprob, TopLogprob, Usage
+from hostler.domain import FinishReason, FormatKind, Message, Timings, TokenLogprob, TopLogprob, Usage
 from hostler.errors import ContextLengthExceeded, EngineFailed, EngineUnavailable, ModelLoadFailed, QueueFull
 
 ANSWER_TIMINGS = {
@@ -243,6 +243,8 @@ def test_seeds_fit_what_engines_hold_and_minus_one_stays_random(client: Any, run
         ({"messages": [{"role": "user", "content": ["text"]}]}, "messages[0].content[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "smell", "text": "x"}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "user", "content": "x", "name": {}}]}, "messages[0].name"),
+        ({"messages": [{"role": "user", "content": "x", "cache": "forever"}]}, "messages[0].cache"),
+        ({"messages": [{"role": "user", "content": "x", "cache": True}]}, "messages[0].cache"),
     ],
     ids=str,
 )
@@ -276,6 +278,8 @@ def test_an_error_names_the_value_and_what_would_be_accepted(client: Any) -> Non
         ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
         ({"response_format": {}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.name"),
     ],
     ids=str,
 )
@@ -292,8 +296,6 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
         ({"tools": [TOOL]}, "tools"),
         ({"tools": [TOOL], "tool_choice": "auto"}, "tools"),
         ({"functions": [{"name": "f"}]}, "functions"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"web_search_options": {}}, "web_search_options"),
         (
@@ -319,6 +321,19 @@ def test_what_cannot_be_honoured_is_refused_by_name_streamed_or_not(
 ) -> None:
     assert error_of(client.chat(**fields, stream=stream)) == (400, "unsupported_parameter", param)
     assert runtime.asked == []
+
+
+@pytest.mark.parametrize("route", ["chat", "complete"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_form_reaches_the_model_whatever_a_request_calls_it(client: Any, runtime: Any, route: str, stream: bool) -> None:
+    schema = {"type": "object"}
+
+    getattr(client, route)(response_format={"type": "json_object"}, stream=stream)
+    getattr(client, route)(guided_json=schema, stream=stream)
+
+    forms = [request.params.output_format for request in runtime.asked]
+    assert [form.kind for form in forms] == [FormatKind.JSON_OBJECT, FormatKind.JSON_SCHEMA]
+    assert [form.param for form in forms] == ["response_format", "guided_json"]
 
 
 @pytest.mark.parametrize(
@@ -357,7 +372,7 @@ def test_messages_become_plain_text_turns(client: Any, runtime: Any) -> None:
     call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     client.chat(
         messages=[
-            {"role": "developer", "content": "Be brief."},
+            {"role": "developer", "content": "Be brief.", "cache": "pin"},
             {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}], "name": "ann"},
             {"role": "assistant", "content": None, "tool_calls": [call]},
             {"role": "tool", "content": "3", "tool_call_id": "call_1"},
@@ -367,7 +382,7 @@ def test_messages_become_plain_text_turns(client: Any, runtime: Any) -> None:
     )
 
     assert runtime.asked[0].messages == (
-        Message("system", "Be brief."),
+        Message("system", "Be brief.", is_pinned=True),
         Message("user", "one\ntwo", "ann"),
         Message("assistant", None, tool_calls=(call,)),
         Message("tool", "3", tool_call_id="call_1"),

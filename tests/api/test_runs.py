@@ -250,7 +250,7 @@ def test_a_run_of_another_thread_is_not_found(client: Client) -> None:
         ({"tool_choice": "required"}, 400, "invalid_value", "tool_choice"),
         ({"tool_choice": "sometimes"}, 400, "invalid_value", "tool_choice"),
         ({"tool_choice": {}}, 400, "missing_required_parameter", "tool_choice.type"),
-        ({"response_format": {"type": "json_object"}}, 400, "unsupported_parameter", "response_format"),
+        ({"response_format": {"type": "json_schema"}}, 400, "missing_required_parameter", "response_format.json_schema"),
         ({"response_format": {"type": 1}}, 400, "invalid_value", "response_format.type"),
         ({"response_format": "json"}, 400, "invalid_value", "response_format"),
         ({"truncation_strategy": {"type": "middle"}}, 400, "invalid_value", "truncation_strategy.type"),

@@ -54,8 +54,8 @@ HELLO = [{"role": "user", "content": "hi"}]
         ({"model": "echo", "messages": HELLO, "max_tokens": -1}, 400, "invalid_value", "max_tokens"),
         ({"model": "echo", "messages": HELLO, "tools": [{"type": "function", "function": {"name": "f"}}]}, 400,
          "unsupported_parameter", "tools"),
-        ({"model": "echo", "messages": HELLO, "response_format": {"type": "json_object"}}, 400, "unsupported_parameter",
-         "response_format"),
+        ({"model": "echo", "messages": HELLO, "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema":
+          {"not": {}}}}}, 400, "unsupported_parameter", "response_format.json_schema.schema"),
         ({"model": "echo", "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, 400,
          "unsupported_parameter", "messages[0].content[0]"),
     ],

@@ -234,7 +234,7 @@ def test_a_new_run_may_begin_as_soon_as_the_end_of_the_last_is_told(runtime: Run
         ({"assistant_id": "asst_none"}, AssistantNotFound, None),
         ({"model": "nope"}, ModelNotFound, None),
         ({"tools": [{"type": "file_search"}]}, UnsupportedParameter, "tools"),
-        ({"response_format": {"type": "json_object"}}, UnsupportedParameter, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, MissingParameter, "response_format.json_schema"),
     ],
 )
 def test_a_request_that_cannot_be_met_is_refused_at_once(

@@ -77,6 +77,7 @@ class Inner:
         self.tokens = tokens
         self.cache_prompt = False
         self.n_pinned = 0
+        self.constraint = None
         params = sequence.params
         self.params: SamplingParams = msgspec.structs.replace(params, seed=7) if params.seed == SEED_RANDOM else params
         self._n_pushed = 0

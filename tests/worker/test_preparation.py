@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hostler.domain import SEED_RANDOM, Message, SamplingParams
+from hostler.domain import SEED_RANDOM, FormatKind, Message, OutputFormat, SamplingParams
 from hostler.engine import EngineInfo, RawPrompt
 from hostler.errors import ContextLengthExceeded, EmbeddingsDisabled, HostlerError, InvalidRequest
 from hostler.worker.preparation import MAX_STOP_CHARACTERS, Preparation, Prepared
@@ -82,6 +82,76 @@ def test_messages_that_the_template_refuses_are_not_counted() -> None:
 
     with pytest.raises(InvalidRequest, match="roles must alternate"):
         preparation.count((Message("user", "hi"),), {}, lambda: None)
+
+
+def pinned_text(template: str | None, *messages: Message, **settings: object) -> str:
+    """The beginning of the prompt that pinned messages cover, as text."""
+    prepared = prepare(make(template, **settings)[0], messages=messages)
+    controls = {id: text for text, id in CONTROLS.items()}
+    return "".join(controls.get(id) or chr(id) for id in prepared.tokens[: prepared.n_pinned])
+
+
+def test_the_prompt_is_pinned_up_to_the_last_pinned_message() -> None:
+    system, user = Message("system", "rules", is_pinned=True), Message("user", "hi")
+
+    assert pinned_text(TEMPLATE, system, user) == "system:rules<|end|>"
+    assert pinned_text(TEMPLATE, system, user, Message("assistant", "yes", is_pinned=True), user) == (
+        "system:rules<|end|>user:hi<|end|>assistant:yes<|end|>"
+    )
+    assert pinned_text(TEMPLATE, user, system) == "user:hi<|end|>system:rules<|end|>"  # all of it
+    assert pinned_text(TEMPLATE, user) == ""
+
+
+def test_a_pinned_system_text_in_front_of_the_users_is_pinned_without_the_users() -> None:
+    folding = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        "{% for m in messages %}{{ m.role }}:{{ m.content }}<|end|>{% endfor %}"
+    )
+
+    assert pinned_text(folding, Message("system", "rules", is_pinned=True), Message("user", "hi")) == "user:rules"
+
+
+def test_a_template_that_wants_a_users_turn_still_has_what_comes_before_it_pinned() -> None:
+    wanting = (
+        "{% if messages[-1].role != 'user' %}{{ raise_exception('the user must have the last word') }}{% endif %}" + TEMPLATE
+    )
+    never = "{% if messages | length < 3 %}{{ raise_exception('too short') }}{% endif %}" + TEMPLATE
+    system, user = Message("system", "rules", is_pinned=True), Message("user", "hi")
+
+    assert pinned_text(wanting, system, user) == "system:rules<|end|>user:"
+    assert pinned_text(never, system, user, user) == ""
+
+
+def test_a_pinned_message_is_no_other_message_to_the_template() -> None:
+    template = "{% for m in messages %}{{ m | tojson }}{% endfor %}"
+    plain, pinned = (
+        prepare(make(template)[0], messages=(Message("user", "a", is_pinned=is_pinned),)) for is_pinned in (False, True)
+    )
+
+    assert plain.tokens == pinned.tokens
+    assert pinned.n_pinned == len(pinned.tokens)
+
+
+def test_a_form_without_template_pins_too_and_a_text_that_is_sent_again_is_not_tokenized_again() -> None:
+    preparation, tokenizer = make(None, system_prompt="S:", user_prompt="U:", ai_prompt="A:")
+    messages = (Message("system", "rules" * 50, is_pinned=True), Message("user", "hi"))
+
+    first = prepare(preparation, messages=messages)
+    n_before = tokenizer.n_characters
+    second = prepare(preparation, messages=messages)
+
+    assert first.n_pinned == second.n_pinned == len("S:" + "rules" * 50)
+    assert tokenizer.n_characters - n_before == len(second.tokens)
+
+
+def test_an_engine_that_takes_messages_is_not_told_of_pins() -> None:
+    info = EngineInfo(n_ctx=100, n_slots=1, n_vocab=0)
+    preparation = Preparation("tiny", Tokenizer(False), info, PromptSettings(), takes_messages=True)
+
+    prepared = prepare(preparation, messages=(Message("user", "a", is_pinned=True),))
+
+    assert prepared.raw is not None
+    assert prepared.raw.messages == (Message("user", "a"),)
 
 
 def test_a_users_control_text_stays_text() -> None:
@@ -341,3 +411,13 @@ def test_inputs_to_be_embedded_stay_texts_where_the_engine_takes_messages() -> N
         preparation.embed_input("", "input[0]")
     with pytest.raises(InvalidRequest, match="shows no tokens"):
         preparation.tokenize("a text")
+
+
+def test_a_form_is_refused_where_the_engine_cannot_hold_to_it_and_left_to_one_that_takes_messages() -> None:
+    params = SamplingParams(output_format=OutputFormat(FormatKind.JSON_OBJECT))
+
+    error = refusal(make()[0], params=params)
+
+    assert (error.code, error.param) == ("unsupported_parameter", "response_format")
+    assert "tiny" in error.message
+    assert prepare(make_raw(), params=params).params.output_format == params.output_format

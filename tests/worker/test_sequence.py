@@ -6,9 +6,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import msgpack
 
-from hostler.domain import FinishReason, Priority, SamplingParams, TokenLogprob, TopLogprob, Usage
-from hostler.engine import RawPrompt
+from hostler.domain import (
+    FinishReason,
+    FormatKind,
+    OutputFormat,
+    Priority,
+    SamplingParams,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
+from hostler.engine import RawPrompt, TokenTable
 from hostler.errors import EngineFailed, QueueFull
+from hostler.guidance import Guide
 from hostler.ring import RingReader, RingSegment
 from hostler.text import StopStrings
 from hostler.worker.sequence import RingSequence
@@ -306,15 +316,65 @@ def test_the_prefills_news_is_left_out_where_there_is_no_room() -> None:
     assert not rig.sequence.is_paused
 
 
-def test_an_earlier_priority_goes_first_and_within_one_the_earlier_request() -> None:
-    segment = RingSegment.create(1, 64, 1)
+# -- forms ------------------------------------------------------------------------------------------------------------
 
-    def order(sequence_id: int, priority: Priority) -> tuple[int, int]:
-        return RingSequence(
-            sequence_id, segment.writer(0), 64, priority, on_over=lambda _: None, on_pause=lambda _: None
-        ).order
 
-    late_interactive, batch, normal = order(9, Priority.INTERACTIVE), order(1, Priority.BATCH), order(2, Priority.NORMAL)
-    assert sorted([batch, normal, order(3, Priority.NORMAL), late_interactive]) == [
-        late_interactive, normal, order(3, Priority.NORMAL), batch,
-    ]  # fmt: skip
+GUIDE = Guide(TokenTable([*(bytes([byte]) for byte in range(256)), b""], (256,)))
+
+
+def in_form(expression: str, params: SamplingParams | None = None) -> Rig:
+    """A sequence whose answer is to match an expression; tokens are bytes."""
+    rig = Rig(params)
+    params = rig.sequence.params
+    constraint = GUIDE.compile(OutputFormat(FormatKind.REGEX, expression, "guided_regex"))
+    rig.sequence.prepared([1], params, StopStrings(params.stop), True, 1000, None, constraint)
+    return rig
+
+
+def push(rig: Rig, text: str) -> bool:
+    return all(rig.sequence.push(byte, bytes([byte])) for byte in text.encode())
+
+
+def test_an_answer_that_is_whole_ends_without_an_end_token() -> None:
+    rig = in_form("ab")
+
+    assert push(rig, "a")
+    assert not push(rig, "b")
+
+    *_, (kind, payload) = rig.frames()
+    assert (kind, ended(payload).reason, ended(payload).usage.completion_tokens) == (ENDED, FinishReason.STOP, 2)
+
+
+def test_a_token_outside_of_the_form_reaches_nobody_and_ends_the_answer_with_an_error() -> None:
+    rig = in_form("ab")
+
+    assert push(rig, "a")
+    assert not push(rig, "x")
+
+    frames = rig.frames()
+    assert [kind for kind, _ in frames] == [TEXT, FAILED]
+    failed = msgpack.decode(frames[-1][1], type=FailedFrame)
+    assert failed.code == "engine_failed"
+    assert "guided_regex" in failed.message
+
+
+def test_an_end_in_the_middle_of_the_form_is_an_error_and_one_behind_it_is_none() -> None:
+    early, late = in_form("a+b?"), in_form("a+b?")
+
+    early.sequence.end(FinishReason.STOP)
+    push(late, "aa")
+    late.sequence.end(FinishReason.STOP)
+
+    assert early.frames()[-1][0] == FAILED
+    assert ended(late.frames()[-1][1]).reason is FinishReason.STOP
+
+
+def test_max_tokens_and_stop_strings_end_an_answer_in_the_middle_of_its_form() -> None:
+    short = in_form("abcd", SamplingParams(max_tokens=2))
+    stopped = in_form("abcd", SamplingParams(stop=("b",)))
+
+    assert not push(short, "ab")
+    assert not push(stopped, "ab")
+
+    assert ended(short.frames()[-1][1]).reason is FinishReason.LENGTH
+    assert ended(stopped.frames()[-1][1]).stop_string == "b"

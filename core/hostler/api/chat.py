@@ -35,7 +35,13 @@ class Chat:
         request = GenerateRequest(
             id=record.generation_id,
             model=model.id,
-            params=sampling_params(model.parameters, call.parameters, logprobs=call.logprobs, logit_bias=call.logit_bias),
+            params=sampling_params(
+                model.parameters,
+                call.parameters,
+                logprobs=call.logprobs,
+                logit_bias=call.logit_bias,
+                output_format=call.output_format,
+            ),
             messages=call.messages,
             n=call.n,
             cache_prompt=call.cache_prompt,

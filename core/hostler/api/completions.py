@@ -39,6 +39,7 @@ class Completions:
             logprobs=call.logprobs,
             logit_bias=call.logit_bias,
             default_max_tokens=DEFAULT_MAX_TOKENS,
+            output_format=call.output_format,
         )
 
         def generate(index: int) -> Events:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hostler.domain import SEED_RANDOM, SamplingParams
+from hostler.domain import SEED_RANDOM, OutputFormat, SamplingParams
 
 LARGEST = 2**31 - 1
 """Counts are cut to it: nothing is that long, and beyond it engines cannot count."""
@@ -31,6 +31,7 @@ def sampling_params(
     logprobs: int | None = None,
     logit_bias: Mapping[int, float] | None = None,
     default_max_tokens: int | None = None,
+    output_format: OutputFormat | None = None,
 ) -> SamplingParams:
     """Merge: the request wins over the model, the model over the server.
 
@@ -39,6 +40,7 @@ def sampling_params(
         requested: What `validate_parameters` made of the request.
         logprobs: None: none; n: with the n most likely tokens.
         default_max_tokens: Instead of the model's limit where the request names none.
+        output_format: What the answer must look like.
     """
     merged = {**stored, **requested}
     values = {name: merged[name] for name in _SAME_NAME if merged.get(name) is not None}
@@ -54,4 +56,5 @@ def sampling_params(
         stop=tuple(text for text in merged.get("stop", ()) if text),
         logprobs=logprobs,
         logit_bias=dict(logit_bias or {}),
+        output_format=output_format,
     )

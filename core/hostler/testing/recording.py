@@ -17,6 +17,7 @@ import msgspec
 from hostler.domain import SEED_RANDOM, FinishReason, Priority, SamplingParams, TokenLogprob, Usage
 from hostler.engine import RawPrompt
 from hostler.errors import EngineFailed, HostlerError
+from hostler.guidance import TokenConstraint
 from hostler.text import StopStrings, TextAssembler
 
 _next_id = itertools.count(1)
@@ -40,6 +41,7 @@ class RecordingSequence:
         n_pinned: int = 0,
         stop_after: int | None = None,
         sequence_id: int | None = None,
+        constraint: TokenConstraint | None = None,
     ) -> None:
         """Make a request.
 
@@ -53,6 +55,7 @@ class RecordingSequence:
             n_pinned: As in SequenceSink.
             stop_after: `push` gives False at this many tokens, as if the reader had had enough. None: never.
             sequence_id: None: the next free one.
+            constraint: What `push` holds the answer to.
         """
         params = SamplingParams(temperature=0.0, max_tokens=16) if params is None else params
         if params.seed == SEED_RANDOM and raw is None:
@@ -64,6 +67,7 @@ class RecordingSequence:
         self.priority: int = priority.rank
         self.n_pinned: int = n_pinned
         self.raw: RawPrompt | None = raw
+        self.constraint: TokenConstraint | None = constraint
 
         self.n_cached: int | None = None
         """What `begin` said; None before it."""
@@ -174,6 +178,11 @@ class RecordingSequence:
         self.stop_string = self._assembler.stop_string
         if self.stop_string is not None:
             self.reason = FinishReason.STOP
+        elif self.constraint is not None and not self.constraint.accept(token_id):
+            self._violate(f"push() got token {token_id} ({piece!r}), which its constraint does not allow")
+            self.reason = FinishReason.ERROR
+        elif self.constraint is not None and self.constraint.must_end:
+            self.reason = FinishReason.STOP
         elif len(self.token_ids) >= self._max_tokens:
             self.reason = FinishReason.LENGTH
         if self.reason is not None:
@@ -187,6 +196,8 @@ class RecordingSequence:
             self._violate(f"end({reason.value!r}): an engine ends a sequence with 'stop' or 'error' only")
         if reason is FinishReason.ERROR and not message:
             self._violate("end('error') came without a message")
+        if reason is FinishReason.STOP and self.constraint is not None and not self.constraint.may_end:
+            self._violate("end('stop') came where its constraint allows no end")
         if self.n_cached is None and reason is FinishReason.STOP:
             self._violate("end('stop') came before begin()")
         if reason is FinishReason.ERROR:

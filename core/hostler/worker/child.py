@@ -5,6 +5,7 @@ Floor 3. Never imports falcon, waitress or sqlalchemy. Threads:
     main              loads the engine, then runs the loop (loop.py): receive, step, emit
     control           reads the host's messages; at the end of the stream it ends the process, whatever the others do
     preparation       renders and tokenizes (preparation_thread.py), with its watch
+    grammars          makes constraints of forms (grammars.py), once a request wants one
 
 Exit codes: exits.py. The process leaves by os._exit: interpreter teardown under a live native library helps nobody, and
 `Engine.close` has had its say.
@@ -24,13 +25,14 @@ from typing import Any, BinaryIO, NoReturn, cast
 
 import msgspec
 
-from hostler.engine import Engine, EngineInfo, MessageEngine
+from hostler.engine import Engine, EngineInfo, GuidedEngine, MessageEngine
 from hostler.errors import HostlerError, InvalidRequest, ModelLoadFailed, PluginError
-from hostler.ring import RingSegment
 from hostler.modeldigest import digest_of
+from hostler.ring import RingSegment
 from hostler.worker import exits
 from hostler.worker.descriptors import die_with_parent, set_signals, take_control_streams
 from hostler.worker.embedding import EmbedPreparation
+from hostler.worker.grammars import GrammarDesk
 from hostler.worker.loop import (
     Arrived,
     Cancelled,
@@ -44,7 +46,7 @@ from hostler.worker.loop import (
     StopAsked,
     Task,
 )
-from hostler.worker.preparation import Preparation
+from hostler.worker.preparation import Preparation, Prepared
 from hostler.worker.preparation_thread import Count, PreparationThread
 from hostler.worker.wire import (
     WIRE_VERSION,
@@ -105,6 +107,7 @@ class Worker:
         self._desk: PreparationThread | None = None
         """None until the model is loaded; the host submits nothing before."""
         self._preparation: Preparation | None = None
+        self._grammars: GrammarDesk | None = None
         self._load: Load | None = None
         self._embeds: dict[int, EmbedPreparation] = {}
         """Embeds in preparation: put in and dropped by the control thread, taken out by the preparation thread."""
@@ -180,12 +183,25 @@ class Worker:
         self._desk = PreparationThread(
             self._preparation,
             render_timeout_s=load.prompt.render_timeout_s,
-            on_prepared=self._inbox.put,
-            on_failed=lambda sequence_id, error: self._inbox.put(PreparationFailed(sequence_id, error)),
+            on_prepared=self._prepared,
+            on_failed=self._preparation_failed,
             exit_worker=lambda message: self._exit(exits.TEMPLATE_STUCK, message),
+        )
+        self._grammars = GrammarDesk(
+            cast(GuidedEngine, engine), on_ready=self._inbox.put, on_failed=self._preparation_failed
         )
         self._control.send(Loaded(info, memory))
         return engine, info, segment
+
+    def _prepared(self, prepared: Prepared) -> None:
+        if prepared.params.output_format is None or prepared.raw is not None:
+            self._inbox.put(prepared)
+        else:
+            assert self._grammars is not None
+            self._grammars.put(prepared)
+
+    def _preparation_failed(self, sequence_id: int, error: HostlerError) -> None:
+        self._inbox.put(PreparationFailed(sequence_id, error))
 
     def _progress(self) -> Callable[[float], bool]:
         sent_at = 0.0

@@ -240,7 +240,14 @@ class Loop:
                 sequence = self._open.get(item.sequence_id)
                 if sequence is not None and not sequence.is_over:
                     sequence.prepared(
-                        item.tokens, item.params, item.stops, item.cache_prompt, self._info.n_ctx, item.raw
+                        item.tokens,
+                        item.params,
+                        item.stops,
+                        item.cache_prompt,
+                        self._info.n_ctx,
+                        item.raw,
+                        item.constraint,
+                        item.n_pinned,
                     )
                     self._waiting.put(sequence, sequence.priority, sequence.id)
             case PreparationFailed(sequence_id, error):

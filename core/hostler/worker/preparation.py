@@ -17,6 +17,7 @@ import msgspec
 from hostler.domain import SEED_RANDOM, Message, SamplingParams
 from hostler.engine import EngineInfo, RawPrompt
 from hostler.errors import ContextLengthExceeded, EmbeddingsDisabled, InvalidRequest, UnsupportedParameter
+from hostler.guidance import TokenConstraint
 from hostler.prompt.forms import PromptForm, parse_prompt_template
 from hostler.prompt.segments import Prompt
 from hostler.prompt.template import ChatTemplate
@@ -51,6 +52,10 @@ class Prepared:
     cache_prompt: bool
     raw: RawPrompt | None = None
     """Instead of tokens, for an engine that takes messages."""
+    constraint: TokenConstraint | None = None
+    """Made of `params.output_format` afterwards (grammars.py)."""
+    n_pinned: int = 0
+    """So many first tokens stand for messages up to a pinned one."""
 
 
 class Preparation:
@@ -82,6 +87,7 @@ class Preparation:
         self._is_embedding = is_embedding
         self._takes_messages = takes_messages
         self._max_bytes = settings.max_prompt_bytes
+        self._last_pinned: tuple[tuple[str, ...], list[int]] = ((), [])
         self._form: PromptForm | None = None
         self._template: ChatTemplate | None = None
         if takes_messages:
@@ -118,9 +124,11 @@ class Preparation:
             on_rendered()
             return self._prepare_raw(submit, params)
         implied_stops: tuple[str, ...] = ()
+        pinned: Prompt | None = None
         if submit.messages is not None:
             prompt = self.render(submit.messages, submit.template_kwargs)
             implied_stops = prompt.stops
+            pinned = self._render_pinned(submit.messages, submit.template_kwargs)
             on_rendered()
             tokens: Sequence[int] = self._tokenize_prompt(prompt, "messages")
         elif isinstance(submit.prompt, str):
@@ -131,7 +139,8 @@ class Preparation:
             tokens = self._check_token_ids(submit.prompt or (), "prompt")
         self._check_length(len(tokens), "messages" if submit.messages is not None else "prompt")
         stops = StopStrings((*params.stop, *implied_stops))
-        return Prepared(submit.sequence_id, tokens, params, stops, submit.cache_prompt)
+        n_pinned = self._count_pinned(pinned, tokens) if pinned is not None else 0
+        return Prepared(submit.sequence_id, tokens, params, stops, submit.cache_prompt, n_pinned=n_pinned)
 
     def count(
         self, messages: Sequence[Message], template_kwargs: dict[str, object], on_rendered: Callable[[], None]
@@ -232,6 +241,13 @@ class Preparation:
     def _checked(self, params: SamplingParams) -> SamplingParams:
         if params.max_tokens < 1:
             raise InvalidRequest(f"max_tokens is {params.max_tokens}; it must be at least 1", param="max_tokens")
+        form = params.output_format
+        if form is not None and not (self._info.can_guide or self._takes_messages):
+            raise UnsupportedParameter(
+                f"{self._model_id} runs in {self._info.version or 'an engine'}, which cannot hold an answer to a form; leave "
+                f"{form.param} out, or choose another model",
+                param=form.param,
+            )
         n_characters = sum(len(stop) for stop in params.stop)
         if n_characters > MAX_STOP_CHARACTERS:
             raise InvalidRequest(
@@ -289,12 +305,38 @@ class Preparation:
             tokens = self._tokenizer.tokenize("", add_special=True, parse_special=True)
         return tokens
 
+    def _render_pinned(self, messages: Sequence[Message], template_kwargs: dict[str, object]) -> Prompt | None:
+        """The messages up to the last pinned one, as they begin the prompt; None: none is pinned, or the template has no
+        conversation that ends there."""
+        n_messages = max((index for index, message in enumerate(messages, 1) if message.is_pinned), default=0)
+        if not n_messages:
+            return None
+        beginning = messages[:n_messages]
+        # Some templates want a user's turn, or an end other than the assistant's; what it says is cut off again.
+        for further in ((), (Message("user", "."),)):
+            try:
+                return self.render((*beginning, *further), template_kwargs)
+            except InvalidRequest:
+                continue
+        return None
+
+    def _count_pinned(self, pinned: Prompt, tokens: Sequence[int]) -> int:
+        """How many tokens a prompt has in common with its pinned messages alone."""
+        if self._last_pinned[0] != pinned.segments:  # who pins a text sends it again and again
+            self._last_pinned = pinned.segments, self._tokenize(pinned.segments)
+        alone = self._last_pinned[1]
+        differing = (place for place, (one, other) in enumerate(zip(tokens, alone, strict=False)) if one != other)
+        return next(differing, min(len(tokens), len(alone)))
+
     def _prepare_raw(self, submit: Submit, params: SamplingParams) -> Prepared:
         if isinstance(submit.prompt, tuple):
             self._check_token_ids(submit.prompt, "prompt")
         elif submit.messages is None and not submit.prompt:
             raise InvalidRequest("The prompt is empty; send some text", param="prompt")
-        raw = RawPrompt(submit.messages, submit.prompt, submit.template_kwargs)
+        messages = submit.messages
+        if messages is not None:  # the pin is for a cache of ours, and no field of anybody else's
+            messages = tuple(msgspec.structs.replace(message, is_pinned=False) for message in messages)
+        raw = RawPrompt(messages, submit.prompt, submit.template_kwargs)
         return Prepared(submit.sequence_id, (), params, StopStrings(params.stop), submit.cache_prompt, raw)
 
     def _check_input_length(self, n_tokens: int, param: str, *, is_at_least: bool = False) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from hostler.domain import FinishReason, Priority, SamplingParams, Timings, TokenLogprob, Usage
 from hostler.engine import RawPrompt
 from hostler.errors import EngineFailed, HostlerError
+from hostler.guidance import TokenConstraint, broken
 from hostler.ring import RingWriter
 from hostler.text import Release, StopStrings, TextAssembler
 from hostler.worker.wire import (
@@ -64,6 +65,7 @@ class RingSequence:
         self.cache_prompt = True
         self.n_pinned = 0
         self.raw: RawPrompt | None = None
+        self.constraint: TokenConstraint | None = None
         self.is_paused = False
         self.is_over = False
         self.is_prepared = False
@@ -100,15 +102,19 @@ class RingSequence:
         cache_prompt: bool,
         n_ctx: int,
         raw: RawPrompt | None = None,
+        constraint: TokenConstraint | None = None,
+        n_pinned: int = 0,
     ) -> None:
         """Its prompt is tokenized, or is `raw`; it may wait for a slot now."""
         self.tokens = tokens
         self.params = params
         self.cache_prompt = cache_prompt
+        self.n_pinned = n_pinned
         self.is_prepared = True
         self._assembler = TextAssembler(stops)
         self._has_logprobs = params.logprobs is not None
         self.raw = raw
+        self.constraint = constraint
         # Pieces of an engine that takes messages are no tokens: it counts them itself.
         self._limit = min(params.max_tokens, n_ctx - len(tokens)) if raw is None else sys.maxsize
 
@@ -160,9 +166,13 @@ class RingSequence:
             # News only: where there is no room for it, the next one will do.
             self._writer.push(PREFILL, self._generation, PREFILL_STRUCT.pack(n_done, len(self.tokens)))
 
-    def push(self, token_id: int, piece: bytes, logprob: TokenLogprob | None = None) -> bool:  # noqa: ARG002
+    def push(self, token_id: int, piece: bytes, logprob: TokenLogprob | None = None) -> bool:
         """See SequenceSink."""
         if self.is_over:
+            return False
+        constraint = self.constraint
+        if constraint is not None and not constraint.accept(token_id):
+            self.fail(constraint.error())
             return False
         self._last_token_at = self._clock()
         self._n_output += 1
@@ -180,6 +190,9 @@ class RingSequence:
             if assembler.stop_string is not None:
                 self._finish(FinishReason.STOP)
                 return False
+        if constraint is not None and constraint.must_end:
+            self._finish(FinishReason.STOP)
+            return False
         if self._n_output >= self._limit:
             self._finish(FinishReason.LENGTH)
             return False
@@ -191,6 +204,8 @@ class RingSequence:
             return
         if reason is FinishReason.ERROR:
             self.fail(EngineFailed(message or "The engine gave up on this answer and did not say why"))
+        elif reason is FinishReason.STOP and self.constraint is not None and not self.constraint.may_end:
+            self.fail(broken(self.constraint.param))
         else:
             self._finish(reason)
 

@@ -1,7 +1,6 @@
 """The body of `POST /chat/completions`. Source: spec/API.md section 6.
 
-Floor 5; pure. This release takes text: what hostler knows but cannot honour (tools, structured output, images) is refused
-by name, never ignored.
+Floor 5; pure. This release takes text: what hostler knows but cannot honour (tools, images) is refused by name, never ignored.
 """
 
 from __future__ import annotations
@@ -11,11 +10,12 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from hostler.api.schema.convert import convert, required, shown
+from hostler.api.schema.forms import FormFields, read_form
 from hostler.api.schema.marks import REQUIRED, exactly, rule
 from hostler.api.schema.priority import PriorityName, read_priority
 from hostler.api.schema.sampling import BIAS_LIMIT, read_logit_bias, read_parameters
 from hostler.api.schema.tables import number_text
-from hostler.domain import Message, Priority
+from hostler.domain import Message, OutputFormat, Priority
 from hostler.errors import InvalidRequest, MissingParameter, UnsupportedParameter
 from hostler.library.fields import portable
 
@@ -23,6 +23,8 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 UNSUPPORTED_PARTS = frozenset(
     {"image_url", "image_file", "input_image", "input_audio", "audio", "file", "doc_url", "video_url"}
 )
+PIN = "pin"
+"""What `cache` of a message may say: the conversation up to it stays in the prefix cache."""
 MAX_N = 8
 MAX_TOP_LOGPROBS = 20
 
@@ -80,12 +82,7 @@ class WireMessage(Struct):
     refusal: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
-
-
-class ResponseFormat(Struct):
-    """The form of the answer."""
-
-    type: Annotated[str | None, REQUIRED, exactly({"enum": ["text"]})] = None
+    cache: Annotated[str | None, exactly({"enum": [PIN, None]})] = None
 
 
 NO_TOOLS = exactly({"type": ["array", "null"], "description": "Empty, unless the choice is none: nothing is called yet."})
@@ -104,7 +101,7 @@ NO_CHOICE = exactly({"enum": ["none", "auto", None]})
     {"properties": {"top_logprobs": {"enum": [0, "0", None]}}},
     {"properties": {"logprobs": {"enum": [True, 1, "1", "true"]}}, "required": ["logprobs"]},
 )
-class ChatBody(Struct):
+class ChatBody(FormFields):
     """Everything but the sampling fields. All optional here; what must be there is asked for below, by path."""
 
     model: Annotated[str | None, REQUIRED] = None
@@ -118,7 +115,6 @@ class ChatBody(Struct):
     tool_choice: Annotated[str | dict[str, Any] | None, NO_CHOICE] = None
     functions: Annotated[list[Any] | None, NO_TOOLS] = None
     function_call: Annotated[str | dict[str, Any] | None, NO_CHOICE] = None
-    response_format: ResponseFormat | None = None
     modalities: Annotated[list[str] | None, exactly({"enum": [[], ["text"], None]})] = None
     web_search_options: Annotated[dict[str, Any] | None, exactly({"type": "null"})] = None
     cache_prompt: bool | None = None
@@ -139,6 +135,7 @@ class ChatCall(Struct, frozen=True):
     n: int
     logprobs: int | None
     logit_bias: dict[int, float]
+    output_format: OutputFormat | None
     cache_prompt: bool
     priority: Priority
     template_kwargs: dict[str, Any]
@@ -166,6 +163,7 @@ def read_chat(raw: dict[str, Any]) -> ChatCall:
         n=body.n or 1,
         logprobs=_logprobs(body),
         logit_bias=read_logit_bias(body.logit_bias),
+        output_format=read_form(body),
         cache_prompt=body.cache_prompt is not False,
         priority=read_priority(body.priority, body.service_tier),
         template_kwargs=_portable(body.chat_template_kwargs or {}, "chat_template_kwargs"),
@@ -188,12 +186,15 @@ def read_message(message: WireMessage, path: str) -> Message:
         content = message.refusal
     if content is None and not (role == "assistant" and message.tool_calls):
         raise MissingParameter(f"{path}.content is missing", param=f"{path}.content")
+    if message.cache not in (None, PIN):
+        raise InvalidRequest(f"{path}.cache is {shown(message.cache)}; allowed: {PIN}", param=f"{path}.cache")
     return Message(
         role=ROLES[role],
         content=content,
         name=message.name,
         tool_calls=tuple(_portable(message.tool_calls, f"{path}.tool_calls")) if message.tool_calls else None,
         tool_call_id=message.tool_call_id,
+        is_pinned=message.cache == PIN,
     )
 
 
@@ -243,12 +244,6 @@ def _refuse_unsupported(body: ChatBody) -> None:
     for name, choice in (("tool_choice", body.tool_choice), ("function_call", body.function_call)):
         if choice is not None and choice not in ("none", "auto"):
             raise InvalidRequest(f"{name} is {shown(choice)}, and the request has no tools to call", param=name)
-    form = body.response_format
-    if form is not None and required(form.type, "response_format.type") != "text":
-        raise UnsupportedParameter(
-            f"response_format of type {shown(form.type)} is not supported in this release; allowed: text",
-            param="response_format",
-        )
     if body.modalities and body.modalities != ["text"]:
         raise UnsupportedParameter(
             f"modalities is {shown(body.modalities)}; this release answers with text only", param="modalities"

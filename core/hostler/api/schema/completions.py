@@ -9,10 +9,11 @@ from msgspec import Meta, Struct
 
 from hostler.api.schema.chat import Choices, LogitBias, StreamOptions
 from hostler.api.schema.convert import convert, required
+from hostler.api.schema.forms import FormFields, read_form
 from hostler.api.schema.marks import REQUIRED, exactly, rule
 from hostler.api.schema.priority import PriorityName, read_priority
 from hostler.api.schema.sampling import read_logit_bias, read_parameters
-from hostler.domain import Priority
+from hostler.domain import OutputFormat, Priority
 from hostler.errors import InvalidRequest, UnsupportedParameter
 from hostler.library.sampling import LARGEST
 
@@ -45,7 +46,7 @@ _TEXT_OR_IDS = {
         }
     },
 )
-class CompletionBody(Struct):
+class CompletionBody(FormFields):
     """Everything but the sampling fields."""
 
     model: Annotated[str | None, REQUIRED] = None
@@ -74,6 +75,7 @@ class CompletionCall(Struct, frozen=True):
     n: int
     logprobs: int | None
     logit_bias: dict[int, float]
+    output_format: OutputFormat | None
     is_echo: bool
     cache_prompt: bool
     priority: Priority
@@ -105,6 +107,7 @@ def read_completion(raw: dict[str, Any]) -> CompletionCall:
         n=n,
         logprobs=body.logprobs,
         logit_bias=read_logit_bias(body.logit_bias),
+        output_format=read_form(body),
         is_echo=bool(body.echo),
         cache_prompt=body.cache_prompt is not False,
         priority=read_priority(body.priority, body.service_tier),

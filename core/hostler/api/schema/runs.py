@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct, structs
 
 from hostler.api.schema.convert import convert, required, shown
+from hostler.api.schema.forms import FORM
 from hostler.api.schema.marks import exactly, rule
 from hostler.api.schema.messages import MessageBody, NamedId, new_message
 from hostler.api.schema.metadata import MetadataBody, read_metadata
@@ -20,6 +21,7 @@ from hostler.api.schema.tools import ToolsBody, read_tools
 from hostler.errors import InvalidRequest, MissingParameter
 from hostler.records.ids import new_id
 from hostler.records.objects import Metadata, NewMessage
+from hostler.responseformat import read_response_format
 from hostler.runplan import RunRequest
 
 TOOL_CHOICES = ("auto", "none", "required")
@@ -45,14 +47,7 @@ class TruncationBody(Struct):
     last_messages: Annotated[int, Meta(ge=1, description="With last_messages: exactly so many of the newest.")] | None = None
 
 
-TEXT_FORMAT = exactly(
-    {
-        "anyOf": [
-            {"enum": ["auto", None]},
-            {"type": "object", "properties": {"type": {"const": "text"}}, "required": ["type"]},
-        ]
-    }
-)
+ANY_FORM = exactly({"anyOf": [{"enum": ["auto", None]}, FORM]})
 
 
 class RunFields(Struct):
@@ -65,7 +60,7 @@ class RunFields(Struct):
     tools: ToolsBody | None = None
     tool_choice: Annotated[str | dict[str, Any] | None, NO_CHOICE] = None
     parallel_tool_calls: bool | None = None
-    response_format: Annotated[str | dict[str, Any] | None, TEXT_FORMAT] = None
+    response_format: Annotated[str | dict[str, Any] | None, ANY_FORM] = None
     truncation_strategy: TruncationBody | None = None
     max_prompt_tokens: Tokens | None = None
     metadata: MetadataBody | None = None
@@ -186,14 +181,7 @@ def _checked_choice(choice: str | dict[str, Any] | None) -> Any:
 
 
 def _checked_format(value: str | dict[str, Any] | None) -> Any:
-    if isinstance(value, dict):
-        kind = required(value.get("type"), "response_format.type")
-        if not isinstance(kind, str):
-            raise InvalidRequest(f"response_format.type is {shown(kind)}; expected a string", param="response_format.type")
-    elif value is not None and value != "auto":
-        raise InvalidRequest(
-            f"response_format is {shown(value)}; allowed: auto, or an object with a type", param="response_format"
-        )
+    read_response_format(value)
     return value
 
 

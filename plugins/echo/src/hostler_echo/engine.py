@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hostler import (
+    Constraint,
     DeviceProbe,
     EngineFailed,
     EngineInfo,
@@ -22,6 +23,7 @@ from hostler import (
     ModelLoadFailed,
     Progress,
     SequenceSink,
+    TokenTable,
     UnsupportedParameter,
     Vectors,
 )
@@ -36,10 +38,12 @@ from hostler_echo.manners import (
     stand_still,
 )
 from hostler_echo.model import BYTES_PER_CELL, EchoModel, read_model
-from hostler_echo.sampler import Sampler
+from hostler_echo.sampler import Sampler, nearest
 from hostler_echo.vocabulary import CONTROL_TEXTS, END, Vocabulary, decode, last_user_text, piece_of
 
 N_EMBD = 64
+MAX_GUIDED_VOCAB = 1 << 17
+"""With three bytes a token there are 16 million: too many for masks."""
 FLOOD_TEXT = b"And on it goes. "
 """What a flood repeats when there is no text."""
 
@@ -88,6 +92,7 @@ class EchoEngine:
             chat_template=model.chat_template,
             special_texts=CONTROL_TEXTS,
             eos_text=CONTROL_TEXTS[0],
+            can_guide=self._vocabulary.n_vocab <= MAX_GUIDED_VOCAB,
             can_embed=model.embedding and settings.embedding,
             n_embd=N_EMBD if model.embedding and settings.embedding else 0,
             version=f"echo {__version__}",
@@ -177,6 +182,10 @@ class EchoEngine:
         """Put tokens together."""
         return decode(token_ids)
 
+    def token_table(self) -> TokenTable:
+        """All tokens, where they are not millions."""
+        return TokenTable([piece_of(token) for token in range(self._vocabulary.n_vocab)], (END,))
+
     def memory(self) -> MemoryUse:
         """What it claims."""
         n_cells = sum(len(slot.cells) for slot in self._slots)
@@ -204,6 +213,7 @@ class _Slot:
         self._prompt: list[int] = []
         self._has_begun = False
         self._sampler: Sampler | None = None
+        self._constraint: Constraint | None = None
         self._answer: list[int] = []
         self._pieces: list[bytes] = []
         self._position = 0
@@ -228,7 +238,8 @@ class _Slot:
         self.manners = manners
         self._answer, self._pieces = answer, [piece_of(token) for token in answer]
         self._sampler = Sampler(params) if Sampler.is_needed(params) else None
-        self._is_plain = self._sampler is None and manners.is_good
+        self._constraint = self.sequence.constraint
+        self._is_plain = self._sampler is None and manners.is_good and self._constraint is None
         self._is_endless = bool(answer) and (manners.flood or params.ignore_eos)
 
     def prefill(self, n_batch: int) -> bool:
@@ -264,13 +275,17 @@ class _Slot:
         if self._n_pushed == self.manners.at and not self._show_manners():
             return False
         token = self._answer[self._position] if self._position < len(self._answer) else END
-        logprob = None
+        logprob, wanted = None, token
+        if self._constraint is not None:
+            token = nearest(self._constraint, wanted)
+        has_said_it = token == wanted
         if self._sampler is not None:
-            token, logprob = self._sampler.choose(token)
+            token, logprob = self._sampler.choose(token, self._constraint)
         if token == END:
             sequence.end(FinishReason.STOP)
             return False
-        self._position = min(self._position + 1, len(self._answer))
+        if has_said_it:  # else the text goes on when the form is done with what it wants in between
+            self._position = min(self._position + 1, len(self._answer))
         self._n_pushed += 1
         self.cells.append(token)
         return sequence.push(token, piece_of(token), logprob)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import random
 
-from hostler import SamplingParams, TokenLogprob, TopLogprob
+from hostler import Constraint, SamplingParams, TokenLogprob, TopLogprob
 from hostler_echo.vocabulary import END, piece_of, token_of
 
 _LETTERS = [token_of(letter.encode()) for letter in "etaoinshrdlucmfwypvbgkq "]
+_CLOSING = (END, *b'"}]:,{[0123456789')
 _LOGIT_RIGHT, _LOGIT_CASE, _LOGIT_FIRST_LETTER = math.log(0.9), math.log(0.08), math.log(0.01)
 _LOGIT_NEVER = -30.0
 
@@ -30,10 +31,12 @@ class Sampler:
         """False: the text's own token is always right, and nobody asks how likely it was."""
         return params.temperature > 0 or params.logprobs is not None or bool(params.logit_bias)
 
-    def choose(self, right: int) -> tuple[int, TokenLogprob | None]:
+    def choose(self, right: int, constraint: Constraint | None = None) -> tuple[int, TokenLogprob | None]:
         """The next token where the text says `right`, with its log probability if that was asked for."""
         params = self._params
         logits = _logits(right)
+        if constraint is not None:
+            logits = {token: value for token, value in logits.items() if constraint.allows(token)}
         for token, bias in params.logit_bias.items():
             logits[token] = logits.get(token, _LOGIT_NEVER) + bias
         if params.ignore_eos:
@@ -62,6 +65,20 @@ class Sampler:
             ranked = ranked[:n_kept]
         weights = [math.exp((logprob - ranked[0][0]) / params.temperature) for logprob, _ in ranked]
         return self._random.choices([token for _, token in ranked], weights)[0]
+
+
+def nearest(constraint: Constraint, wanted: int) -> int:
+    """The token that the text wants, if its form allows it; else what brings the form to its end, and then whatever it takes.
+
+    Inside a string a quote comes first of all, behind a value a bracket: so every schema is done in a few tokens.
+    """
+    if constraint.allows(wanted):
+        return wanted
+    for token in _CLOSING:
+        if constraint.allows(token):
+            return token
+    mask = constraint.mask()
+    return next(8 * index + bit for index, byte in enumerate(mask) if byte for bit in range(8) if byte >> bit & 1)
 
 
 def _logits(right: int) -> dict[int, float]:

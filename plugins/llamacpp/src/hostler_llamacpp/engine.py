@@ -35,6 +35,7 @@ from hostler import (
     Progress,
     SequenceSink,
     TokenLogprob,
+    TokenTable,
     UnsupportedParameter,
     Vectors,
     share_out,
@@ -121,6 +122,7 @@ class LlamaCppEngine:
             eos_text=self._vocabulary.eos_text,
             adds_bos=self._vocabulary.adds_bos,
             can_generate=bool(loaded.context),
+            can_guide=bool(loaded.context),
             can_embed=self._can_embed,
             n_embd=self._embedder.n_embd if self._can_embed else 0,
             version=probe.version(),
@@ -248,8 +250,10 @@ class LlamaCppEngine:
             raise ContextLengthExceeded(
                 f"the prompt has {len(prompt)} tokens; with a context of {self._n_ctx} at most {self._n_ctx - 1} fit"
             )
-        sampler = Sampler(sequence.params, prompt, self._vocabulary, self._context, self._workspace, self._n_ctx)
-        ngrams = Ngrams(prompt) if self._speculation is not None else None
+        sampler = Sampler(
+            sequence.params, prompt, self._vocabulary, self._context, self._workspace, self._n_ctx, sequence.constraint
+        )
+        ngrams = Ngrams(prompt) if self._speculation is not None and sequence.constraint is None else None
         run = self._runs[sequence.id] = Run(sequence, prompt, sampler, ngrams)
         if sequence.cache_prompt and self._caching:
             run.n_known = min(self._streams.prefixes.tree.find(prompt)[1], len(prompt) - 1)
@@ -443,6 +447,10 @@ class LlamaCppEngine:
     def detokenize(self, token_ids: Sequence[int]) -> bytes:
         """See Engine."""
         return self._vocabulary.detokenize(token_ids)
+
+    def token_table(self) -> TokenTable:
+        """See GuidedEngine."""
+        return self._vocabulary.table()
 
     def embed(self, inputs: Sequence[Sequence[int]]) -> Iterator[Vectors]:
         """See Engine."""
