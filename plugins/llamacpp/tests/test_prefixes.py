@@ -129,6 +129,7 @@ def test_shared_beginning_lies_in_host_memory_once(load_once: Callable[..., Load
 
     n_tokens = prefixes.n_bytes / prefixes.layout.token_bytes
 
+    assert loaded.engine.memory().cache_bytes == prefixes.n_bytes
     assert n_tokens == 200 + 4 * (30 + 15)  # the fifth still lies in its stream
 
 

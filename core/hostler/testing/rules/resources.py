@@ -112,7 +112,7 @@ def memory_is_accounted(c: EngineContract) -> None:
         driver.step()
         use = c.engine.memory()
     assert isinstance(use, MemoryUse), f"memory() gave {use!r}"
-    assert min(use.weights_bytes, use.kv_bytes, use.compute_bytes) >= 0, f"memory() gave {use}"
+    assert min(use.weights_bytes, use.kv_bytes, use.compute_bytes, use.cache_bytes) >= 0, f"memory() gave {use}"
 
 
 @also_for_messages

@@ -233,6 +233,7 @@ class LlamaCppEngine:
             use.weights_bytes,
             use.kv_bytes + more.get("KV", 0) + more.get("RS", 0),
             use.compute_bytes + more.get("compute", 0) + more.get("output", 0),
+            self._streams.prefixes.n_bytes if self._loaded is not None and self._loaded.context else 0,
         )
 
     # -- sequences ----------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from hostler import PrefixFiles, PrefixNode, PrefixTree, prefix_id
 from hostler_llamacpp.states import Layout, Rows, State, payload_of, rows_in
 
 MIN_KEPT_TOKENS = 16
-"""Shorter ends are evaluated again sooner than they are kept."""
+"""Fewer new ones are not worth a checkpoint or a file: they are evaluated again."""
 MIN_STORED_TOKENS = 256
 """So many new tokens are worth a file at once; fewer only where the prefix was used again, is pinned, or the model stops."""
 
@@ -180,6 +180,11 @@ class Prefixes:
         while not self.is_exact_anywhere and nodes and not _has_checkpoint(nodes[-1]):
             nodes.pop()
         return nodes[-1].end if nodes else 0
+
+    @property
+    def min_lost_tokens(self) -> int:
+        """So many tokens are saved before they are lost."""
+        return 1 if self.is_exact_anywhere and self.has_ram else MIN_KEPT_TOKENS
 
     @property
     def has_ram(self) -> bool:

@@ -23,10 +23,12 @@ from typing import Protocol
 import numpy as np
 
 from hostler import Cache, EngineFailed, PrefixNode, choose_cache
-from hostler_llamacpp.prefixes import MIN_KEPT_TOKENS, Prefixes
+from hostler_llamacpp.prefixes import Prefixes
 
 _COPY_RATIO = 100
 """Evaluating a token costs at least so many times what copying one does (measured: over 1000)."""
+MIN_RESTORED_TOKENS = 4
+"""A restored prefix has at least so many tokens more than what is there: 2,000 are restored in the time that these take."""
 CHECKPOINT_TOKENS = 1024
 """A long prompt of a model that cannot go back gets a checkpoint every so many tokens."""
 MIN_CHECKPOINT_TOKENS = 32
@@ -124,7 +126,7 @@ class Streams:
             self.all, lambda stream: common.get(id(stream), 0), self._victim_rank, self._may_copy
         )
         is_nearer = n_saved >= n_keep if source is not None and self.prefixes.is_in_memory(nodes) else False
-        if n_saved >= MIN_KEPT_TOKENS and (n_saved >= n_keep + MIN_KEPT_TOKENS or is_nearer):
+        if n_saved >= MIN_RESTORED_TOKENS and (n_saved >= n_keep + MIN_RESTORED_TOKENS or is_nearer):
             stream = min((stream for stream in self.all if not stream.is_active), key=self._victim_rank)
             stream.is_active = True
             n_keep = self._restore(stream, prompt, n_known, nodes)
@@ -306,13 +308,13 @@ class Streams:
             stays: Saved nodes that are needed right now.
         """
         prefixes = self.prefixes
-        if not prefixes.has_room or stream.n_tokens - n_keep < MIN_KEPT_TOKENS:
+        if not prefixes.has_room or stream.n_tokens - n_keep < prefixes.min_lost_tokens:
             return
         leaf = prefixes.tree.hold(stream, stream.tokens)
         path = leaf.path()
         n_saved = prefixes.n_saved(path)
         n_fresh = stream.n_tokens - n_saved
-        if n_fresh < MIN_KEPT_TOKENS or n_fresh * _COPY_RATIO < stream.n_tokens:
+        if n_fresh < prefixes.min_lost_tokens:
             return
         stores = prefixes.is_worth_storing(path, at_end=not prefixes.has_ram)
         if not (prefixes.has_ram or stores):
