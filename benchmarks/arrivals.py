@@ -7,6 +7,7 @@ prefill (from sending it to its first text) lies in it, as `steady` when it lies
 
 from __future__ import annotations
 
+import itertools
 from itertools import pairwise
 
 from answers import Reply
@@ -18,7 +19,9 @@ from workloads import draw, make_body
 N_STREAMS = 4
 N_STREAM_WORDS = 80
 MAX_STREAM_TOKENS = 3500
-"""More than a stream can give before it is cut, and with its prompt less than the context."""
+"""With its prompt less than the context; a stream that ends before it is cut begins anew."""
+TEMPERATURE = 0.8
+"""Of the streams: a small model that is greedy repeats itself, which is easy to guess and like no real answer."""
 SETTLE_S = 0.5
 """After the last stream has begun: their prompts' own prefill is over."""
 
@@ -46,9 +49,10 @@ def measure(
         return Request("/chat/completions", make_body(server.model, [{"role": "user", "content": words}], 8))
 
     def stream(number: int) -> Script:
-        words = draw(N_STREAM_WORDS, seed, "arrivals", round_name, "stream", number)
-        body = make_body(server.model, [{"role": "user", "content": words}], MAX_STREAM_TOKENS)
-        yield Request("/chat/completions", body)
+        for part in itertools.count():
+            words = draw(N_STREAM_WORDS, seed, "arrivals", round_name, "stream", number, part)
+            body = make_body(server.model, [{"role": "user", "content": words}], MAX_STREAM_TOKENS)
+            yield Request("/chat/completions", body | {"temperature": TEMPERATURE})
 
     def newcomers() -> Script:
         yield Pause(steady_s)
@@ -57,29 +61,30 @@ def measure(
 
     ((alone,),) = run_clients(server.address, [[newcomer(-1)]])
     came, *streams = run_scripts(server.address, [newcomers(), *map(stream, range(N_STREAMS))], n_background=N_STREAMS)
-    return evaluate(alone, came, [reply for (reply,) in streams])
+    return evaluate(alone, came, streams)
 
 
-def evaluate(alone: Reply, came: list[Reply], streams: list[Reply]) -> dict[str, float]:
+def evaluate(alone: Reply, came: list[Reply], streams: list[list[Reply]]) -> dict[str, float]:
     """The metrics of a round.
 
     Args:
         alone: The newcomer with nobody beside it.
         came: The newcomers among the streams, in order.
-        streams: What the streams gave until they were cut.
+        streams: What each stream gave until it was cut: one reply, or more where it had to begin anew.
     """
-    replies = [alone, *came, *streams]
-    # A stream that ended by itself left the newcomers alone: what was measured then is something else.
-    n_bad = sum(reply.error is not None or not reply.arrival_s for reply in replies)
-    n_bad += sum(not reply.is_cut for reply in streams if reply.error is None)
+    flat = [reply for stream in streams for reply in stream]
+    # The last part of a stream may be cut before anything came of it.
+    needed = [alone, *came, *(stream[0] for stream in streams)]
+    n_bad = sum(reply.error is not None for reply in [alone, *came, *flat])
+    n_bad += sum(not reply.arrival_s for reply in needed if reply.error is None)
     result = {"errors": float(n_bad)}
     if n_bad:
         return result
-    began_s = max(reply.arrival_s[0] for reply in streams) + SETTLE_S
+    began_s = max(stream[0].arrival_s[0] for stream in streams) + SETTLE_S
     first_s = came[0].sent_s
     busy = [(reply.sent_s, reply.arrival_s[0]) for reply in came]
     steady_s, during_s = [], []
-    for reply in streams:
+    for reply in flat:
         for early, late in pairwise(reply.arrival_s):
             if early >= began_s and late <= first_s:
                 steady_s.append(late - early)
@@ -95,6 +100,6 @@ def evaluate(alone: Reply, came: list[Reply], streams: list[Reply]) -> dict[str,
     result["ttft_alone"], result["ttft"] = 1e3 * alone_s, 1e3 * median(ttft_s)
     result["ttft_by_alone"] = median(ttft_s) / alone_s
     busy_s = sum(until - since for since, until in busy)
-    n_during = sum(since < at <= until for reply in streams for at in reply.arrival_s for since, until in busy)
+    n_during = sum(since < at <= until for reply in flat for at in reply.arrival_s for since, until in busy)
     result["stream_tok_s"] = n_during / busy_s
     return result

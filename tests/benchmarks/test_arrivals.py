@@ -7,9 +7,9 @@ from answers import Reply
 from arrivals import SETTLE_S, evaluate
 
 
-def stream(arrival_s: list[float], is_cut: bool = True) -> Reply:
+def stream(arrival_s: list[float]) -> Reply:
     """A stream that was running until it was cut."""
-    return Reply(0.0, arrival_s[-1], 200, arrival_s, completion_tokens=len(arrival_s), is_cut=is_cut)
+    return Reply(0.0, arrival_s[-1], 200, arrival_s, completion_tokens=len(arrival_s), is_cut=True)
 
 
 def newcomer(sent_s: float, ttft_s: float) -> Reply:
@@ -23,7 +23,7 @@ ALONE = newcomer(-9.0, 1.0)
 
 def test_gaps_before_the_first_newcomer_are_steady_and_those_in_a_prefill_are_during() -> None:
     during = [3.06, 3.22, 3.30]  # gaps of 80, 160 and 80 ms; the newcomer waits from 3.0 to 3.28
-    result = evaluate(ALONE, [newcomer(3.0, 0.28)], [stream([*STEADY, *during, 5.30])])
+    result = evaluate(ALONE, [newcomer(3.0, 0.28)], [[stream([*STEADY, *during, 5.30])]])
 
     assert STEADY[0] + SETTLE_S < STEADY[2]
     assert result["itl_steady"] == pytest.approx(20)
@@ -36,19 +36,22 @@ def test_gaps_before_the_first_newcomer_are_steady_and_those_in_a_prefill_are_du
 
 
 def test_a_stream_that_stands_still_for_a_whole_prefill_shows_it() -> None:
-    result = evaluate(ALONE, [newcomer(3.0, 6.0)], [stream([*STEADY, 9.5, 9.6])])
+    result = evaluate(ALONE, [newcomer(3.0, 6.0)], [[stream([*STEADY, 9.5, 9.6])]])
 
     assert result["itl_longest"] == pytest.approx(6520)
 
 
+def test_a_stream_that_began_anew_has_no_gap_between_its_parts() -> None:
+    parts = [stream([*STEADY, 3.02]), stream([8.0, 8.1]), Reply(8.2, 8.3, is_cut=True)]
+
+    result = evaluate(ALONE, [newcomer(3.0, 6.0)], [parts])
+
+    assert result["itl_longest"] == pytest.approx(100)
+    assert result["errors"] == 0
+
+
 @pytest.mark.parametrize(
-    "streams",
-    [
-        [stream([*STEADY, 4.0], is_cut=False)],
-        [Reply(0.0, 5.0, 200, [], is_cut=True)],
-        [Reply(0.0, 5.0, 429, error="status 429")],
-    ],
-    ids=["ended by itself", "never began", "refused"],
+    "part", [Reply(0.0, 5.0, 200, [], is_cut=True), Reply(0.0, 5.0, 429, error="status 429")], ids=["never began", "refused"]
 )
-def test_a_round_whose_streams_did_not_run_gives_no_figures(streams: list[Reply]) -> None:
-    assert evaluate(ALONE, [newcomer(3.0, 1.0)], streams) == {"errors": 1.0}
+def test_a_round_whose_streams_did_not_run_gives_no_figures(part: Reply) -> None:
+    assert evaluate(ALONE, [newcomer(3.0, 1.0)], [[part]]) == {"errors": 1.0}
