@@ -180,12 +180,17 @@ def stream_times(started: float, times: list[float], n_new: int) -> dict[str, fl
 Measure = Callable[[], dict[str, float]]
 
 
+REST_S = 0.05
+"""Between two subjects: the library's threads spin on for a while, and would take a core from whoever comes next."""
+
+
 def take_turns(n_rounds: int, subjects: Callable[[int], dict[str, Measure]]) -> dict[str, list[dict[str, float]]]:
     """Measure all subjects in every round; the first round is not counted."""
     rounds: dict[str, list[dict[str, float]]] = {}
     for number in range(n_rounds + 1):
         measures = subjects(number)
         for name in list(measures) if number % 2 else list(measures)[::-1]:
+            time.sleep(REST_S)
             result = measures[name]()
             if number:
                 rounds.setdefault(name, []).append(result)

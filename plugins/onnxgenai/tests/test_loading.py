@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from hostler import EngineFailed, EngineSettings, InvalidModelFile, ModelFiles, ModelLoadFailed
-from hostler_onnxgenai import loading, tinymodel
+from hostler_onnxgenai import loading, opening, tinymodel
 from hostler_onnxgenai.engine import OnnxGenaiEngine
 from hostler_onnxgenai.folder import read_folder
 from hostler_onnxgenai.session import SessionBackend
@@ -133,12 +134,30 @@ def test_load_stops_when_told_and_reports_progress(tiny: Path, backend: str) -> 
     assert seen[0] == 0.0
     assert seen[-1] == 1.0
     assert seen == sorted(seen)
-    for n_calls in range(1, len(seen)):
-        left = iter(range(n_calls))
+    for end in (0.0, 0.5, 0.9, 1.0):
         with pytest.raises(ModelLoadFailed, match="stopped on request"):
-            OnnxGenaiEngine().load(
-                ModelFiles(str(tiny), "onnxgenai"), settings, lambda _, left=left: next(left, None) is not None
-            )
+            OnnxGenaiEngine().load(ModelFiles(str(tiny), "onnxgenai"), settings, lambda share, end=end: share < end)
+
+
+def test_a_long_load_tells_how_far_it_is_and_one_that_stands_still_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start deadline is renewed by progress, and by nothing else."""
+    sizes: list[int] = [0, 0, 40, 40, 40, 100, 900]
+    seen: list[float] = []
+    is_over = threading.Event()
+
+    def resident_bytes(_: object) -> int:
+        if len(sizes) == 1:
+            is_over.set()
+            return sizes[0]
+        return sizes.pop(0)
+
+    monkeypatch.setattr(opening, "LOOK_S", 0.001)
+    monkeypatch.setattr(opening._Watch, "_resident_bytes", resident_bytes)
+
+    watch = opening._Watch(100, seen.append)
+
+    assert watch.run(lambda: is_over.wait(30)) is True
+    assert seen == [0.2, 0.5, 0.99]
 
 
 @pytest.mark.parametrize(("module", "backend"), [("onnxruntime_genai", "generators"), ("onnxruntime", "session")])
@@ -146,7 +165,8 @@ def test_a_missing_library_is_an_error_that_says_what_to_install(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, module: str, backend: str
 ) -> None:
     """The plugin without one of its extras."""
-    monkeypatch.delitem(sys.modules, "hostler_onnxgenai.session", raising=False)
+    for name in ("session", "opening"):
+        monkeypatch.delitem(sys.modules, f"hostler_onnxgenai.{name}", raising=False)
     monkeypatch.setitem(sys.modules, module, None)
 
     with pytest.raises(ModelLoadFailed, match=rf'^{module} cannot be imported.*pip install "hostler-onnxgenai\[cpu\]"'):

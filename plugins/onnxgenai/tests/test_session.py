@@ -150,7 +150,7 @@ def test_weights_in_the_graph_or_beside_it_give_the_same(tiny: Path, tmp_path: P
 def test_an_unchanged_graph_gives_the_same_logits(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = tokens(12, 41)
     changed = SessionBackend(read_folder(tiny), 1, 64, n_threads=1)
-    monkeypatch.setattr("hostler_onnxgenai.session.with_last_logits_only", lambda *_: None)
+    monkeypatch.setattr("hostler_onnxgenai.opening.with_last_logits_only", lambda *_: None)
     whole = SessionBackend(read_folder(tiny), 1, 64, n_threads=1)
 
     assert (changed._gives_last_only, whole._gives_last_only) == (True, False)
@@ -158,7 +158,7 @@ def test_an_unchanged_graph_gives_the_same_logits(tiny: Path, monkeypatch: pytes
 
 
 def test_a_changed_graph_that_onnxruntime_refuses_is_loaded_unchanged(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hostler_onnxgenai.session.with_last_logits_only", lambda *_: b"nonsense")
+    monkeypatch.setattr("hostler_onnxgenai.opening.with_last_logits_only", lambda *_: b"nonsense")
 
     backend = SessionBackend(read_folder(tiny), 1, 64, n_threads=1)
 

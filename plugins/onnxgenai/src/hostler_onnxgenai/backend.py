@@ -11,10 +11,10 @@ from typing import Protocol
 
 import numpy as np
 
-SPIN_US = 50
-"""How long a thread of onnxruntime spins for its next piece of work before it sleeps. Its default, one millisecond and more,
-is no faster on an idle machine and 1.3 times slower beside one busy neighbour; not to spin at all costs a third of a single
-stream (README.md has the table)."""
+SPIN_US = 200
+"""How long a thread of onnxruntime spins for its next piece of work before it sleeps: as long as sampling takes between two
+steps, for to wake it up costs 2 % of one. Beside a busy neighbour spinning costs instead, up to a fifth of a single stream;
+not to spin at all costs a third of it on an idle machine (README.md has the table)."""
 
 
 class Backend(Protocol):

@@ -71,7 +71,14 @@ def load(files: ModelFiles, settings: EngineSettings, progress: Progress) -> Loa
         raise ModelLoadFailed(f"backend is 'session', but {objection or f'on {device} models run in Generators'}")
     backend: Backend | None = None
     if device == "cpu" and not objection and wanted != "generators":
-        backend = session_backend()(folder, settings.n_parallel, n_ctx, n_threads=n_threads, spin_us=spin_us)
+        backend = session_backend()(
+            folder,
+            settings.n_parallel,
+            n_ctx,
+            n_threads=n_threads,
+            spin_us=spin_us,
+            on_progress=lambda share: report(progress, 0.9 * share),
+        )
         report(progress, 0.9)
         objection = check(backend, folder, n_ctx, settings.n_parallel)
         if objection:
