@@ -82,7 +82,7 @@ def test_an_engine_with_cheap_chunks_may_ask_for_shorter_steps() -> None:
     pace.learn(1, 0, 0.004)
 
     assert pace.chunk_tokens(0) == 100
-    assert pace.chunk_tokens(1) == 30, "2.5 steps of 4 ms would be 10 tokens; nobody notices 30 ms"
+    assert pace.chunk_tokens(1) == 30, "the ratio alone would allow 6 tokens; nobody notices 30 ms"
 
 
 # -- which answers have to flow -----------------------------------------------------------------------------------------

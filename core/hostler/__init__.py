@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hostler.batching import Cache, Pace, Packing, Turn, choose_cache, common_prefix, share_out
+    from hostler.batching import Cache, Pace, Packing, Turn, choose_cache, common_prefix, pass_by, share_out
     from hostler.cli.client import connect, model_path
     from hostler.cli.ondisk import LocalModel, find_model
     from hostler.cli.options import home_option, json_option, print_json, print_table, read_settings, show_bytes, show_seconds
@@ -73,14 +73,14 @@ if TYPE_CHECKING:
     from hostler.library.gguf import GgufHeader, GgufTensor, read_gguf_header, read_gguf_tensors
     from hostler.listening import Event, ListenerSpec
     from hostler.mounts import RoutesContext, RoutesSpec
-    from hostler.prefixtree import PrefixNode, PrefixTree
     from hostler.prefixfiles import PrefixFiles, StoredPrefix, prefix_id
+    from hostler.prefixtree import PrefixNode, PrefixTree
     from hostler.sources.contract import RemoteFile, ResolvedSource, SourceContext, SourceSpec
 
 __version__ = "0.1.0"
 
 _HOME_OF = {
-    "hostler.batching": ("Cache", "Pace", "Packing", "Turn", "choose_cache", "common_prefix", "share_out"),
+    "hostler.batching": ("Cache", "Pace", "Packing", "Turn", "choose_cache", "common_prefix", "pass_by", "share_out"),
     "hostler.cli.client": ("connect", "model_path"),
     "hostler.cli.ondisk": ("LocalModel", "find_model"),
     "hostler.cli.options": (
@@ -135,7 +135,7 @@ __all__ = [
     "LocalModel", "Settings", "connect", "find_model", "home_option", "json_option", "model_path", "print_json",
     "print_table", "read_settings", "show_bytes", "show_seconds",
     # for engines
-    "Cache", "Pace", "Packing", "PrefixNode", "PrefixTree", "Turn", "choose_cache", "common_prefix", "share_out",
+    "Cache", "Pace", "Packing", "PrefixNode", "PrefixTree", "Turn", "choose_cache", "common_prefix", "pass_by", "share_out",
     "usable_cores",
     "PrefixFiles", "StoredPrefix", "prefix_id",
     # files

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-MAX_ITL_RATIO = 3.5
+MAX_ITL_RATIO = 2.5
 """How long a step may take beside running answers, as a multiple of one that only decodes, unless the user says otherwise."""
 ALONE_STEP_S = 1.0
 """Length of a step while no answer has to flow: whoever cancels or arrives waits no longer than that."""
@@ -157,6 +157,11 @@ class Pace:
             return self._alone_step_s, True
         return self.prompt_s(len(decoding)) * (BATCH_SHARE if is_outranked else 1.0), False
 
+    @property
+    def token_s(self) -> float:
+        """Seconds that a prompt token costs; 0: unknown."""
+        return self._prefill_s
+
     def is_long(self, n_tokens: int) -> bool:
         """Whether so many prompt tokens make a step that answers sit out, when none of them has to flow."""
         return n_tokens * self._prefill_s >= SIT_OUT_S
@@ -237,11 +242,11 @@ def share_out(
             continue
         n_left -= n
         chunks.append((one, n))
-    _pass_by(waiting, chunks)
+    pass_by(waiting, chunks)
     return chunks
 
 
-def _pass_by(waiting: Sequence[Turn], chunks: Sequence[tuple[Turn, int]]) -> None:
+def pass_by(waiting: Sequence[Turn], chunks: Sequence[tuple[Turn, int]]) -> None:
     """Note for all who wait what is evaluated of others."""
     n_evaluated = sum(n for _, n in chunks)
     for one in waiting:

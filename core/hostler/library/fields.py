@@ -186,7 +186,7 @@ SETTINGS: tuple[Field, ...] = (
     Field(
         "max_itl_ratio",
         float,
-        3.5,
+        2.5,
         "How many times its usual time between tokens (ITL) a running answer may take while prompts are evaluated: "
         "small keeps answers even, large brings new ones sooner.",
         1.1,

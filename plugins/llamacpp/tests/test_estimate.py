@@ -140,7 +140,20 @@ sequences = [
     RecordingSequence(range(1000 * i, 1000 * i + 600), SamplingParams(seed=1, max_tokens=8), n_ctx=info.n_ctx)
     for i in range(1, 5)
 ]
-Driver(engine, n_slots=info.n_slots).run(sequences)
+driver = Driver(engine, n_slots=info.n_slots, max_tokens_per_step=64)
+driver.run(sequences)
+talking = RecordingSequence(range(100, 130), SamplingParams(seed=1, max_tokens=500, ignore_eos=True), n_ctx=info.n_ctx)
+driver.add(talking)
+driver.step_until(lambda: len(talking.token_ids) > 2)
+for run in engine._runs.values():
+    run.begun_s -= 60.0  # long ago: a long prompt must not hold it up, so it is evaluated aside
+assert not engine._aside.has_room(3899)
+engine._aside.wait_for_room()
+late = RecordingSequence(range(20000, 23900), SamplingParams(seed=1, max_tokens=2), n_ctx=info.n_ctx)
+driver.add(late)
+driver.step_until(lambda: late.is_over)
+driver.cancel_all()
+assert engine._aside.buffer_bytes
 resident = [psutil.Process().memory_info().rss]
 for _ in engine.embed([range(1000, 1512), *[range(2000, 2030)] * 10]):
     resident.append(psutil.Process().memory_info().rss)

@@ -68,6 +68,18 @@ def _bind_short() -> Any:
 
 short = _bind_short()
 
+_get_name = getattr(short, "ggml_get_name", None)
+"""ggml's, where the loader finds it behind llama.cpp's library: not on Windows."""
+if _get_name is not None:
+    _get_name.restype, _get_name.argtypes = POINTER, [POINTER]
+can_name_tensors = _get_name is not None
+
+
+def tensor_name_offset(tensor: int) -> int:
+    """How far behind a ggml tensor's address its name stands; any thread."""
+    assert _get_name is not None
+    return int(_get_name(tensor)) - tensor
+
 
 def address(pointer: Any) -> int:
     """The address a llama_cpp pointer object holds; 0 for NULL."""

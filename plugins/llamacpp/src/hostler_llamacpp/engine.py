@@ -6,11 +6,12 @@ and what every engine decides alike stands in hostler.
 
 A step takes one token of every sequence that decodes and a chunk of the prompts that wait, evaluates them together, and
 samples for each row that came out. A sequence gets its KV stream when its first chunk is due, not before: by then an
-earlier request with the same beginning may have evaluated it.
+earlier request with the same beginning may have evaluated it. A long prompt beside running answers is evaluated aside.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,9 +39,11 @@ from hostler import (
     TokenTable,
     UnsupportedParameter,
     Vectors,
+    pass_by,
     share_out,
 )
-from hostler_llamacpp import loading, probe
+from hostler_llamacpp import aside, loading, probe
+from hostler_llamacpp.aside import Aside
 from hostler_llamacpp.binding import Batch, LogitRows, log
 from hostler_llamacpp.drafting import Ngrams
 from hostler_llamacpp.embedding import Embedder
@@ -71,6 +74,10 @@ class LlamaCppEngine:
         self._loaded: Loaded | None = None
         self._runs: dict[int, Run] = {}
         """By sequence id, in the order they came."""
+        self._aside: Aside | None = None
+        """None: no prompt can be evaluated aside."""
+        self._aside_run: Run | None = None
+        """Whose prompt is, if any."""
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -80,7 +87,10 @@ class LlamaCppEngine:
         try:
             info = self._start(loaded, settings)
             if info.can_generate:
-                self._open_prefixes(self._warm_up(files.primary), settings)
+                layout = self._warm_up(files.primary)
+                self._open_prefixes(layout, settings)
+                if aside.is_possible(loaded, settings, layout):
+                    self._aside = Aside(loaded, settings, layout)
             else:
                 self._warm_up_embedding(files.primary)
             loading.report(progress, 1.0)
@@ -188,8 +198,12 @@ class LlamaCppEngine:
                     "corrupt. Delete it and pull it again",
                     path=path,
                 )
-            states.append(self._streams.memory.save(stream.number))
+            with contextlib.suppress(EngineFailed):
+                states.append(self._streams.memory.save(stream.number))
         self._streams.release(stream, keeps=False)
+        if len(states) < 3:
+            self._caching = False  # a memory that llama.cpp cannot save; every prompt starts anew
+            return unknown_layout()
         return Layout.learn(states[1], states[2], (n_tokens, n_tokens + 1), has_window=self._n_swa > 0)
 
     def _open_prefixes(self, layout: Layout, settings: EngineSettings) -> None:
@@ -218,6 +232,9 @@ class LlamaCppEngine:
             run.sampler.close()
         self._runs.clear()
         if self._loaded is not None:
+            if self._aside is not None:
+                self._aside.close()
+                self._aside = self._aside_run = None
             self._embedder.free()
             if self._loaded.context:
                 self._streams.close(STORING_S)
@@ -228,11 +245,11 @@ class LlamaCppEngine:
 
     def memory(self) -> MemoryUse:
         """See Engine. Weights as mapped, repacked copies included."""
-        use, more = self._memory_use, self._embedder.buffer_bytes
+        use, more = self._memory_use, [self._embedder.buffer_bytes, self._aside.buffer_bytes if self._aside else {}]
         return MemoryUse(
             use.weights_bytes,
-            use.kv_bytes + more.get("KV", 0) + more.get("RS", 0),
-            use.compute_bytes + more.get("compute", 0) + more.get("output", 0),
+            use.kv_bytes + sum(one.get("KV", 0) + one.get("RS", 0) for one in more),
+            use.compute_bytes + sum(one.get("compute", 0) + one.get("output", 0) for one in more),
             self._streams.prefixes.n_bytes if self._loaded is not None and self._loaded.context else 0,
         )
 
@@ -269,6 +286,8 @@ class LlamaCppEngine:
         """Forget a sequence; its stream keeps what was evaluated."""
         del self._runs[run.sink.id]
         run.sampler.close()
+        if run is self._aside_run:
+            self._take_from_aside()
         if run.stream is not None:
             self._streams.release(run.stream, keeps=self._caching)
             run.stream = None
@@ -287,18 +306,22 @@ class LlamaCppEngine:
             if not run.sink.is_paused:
                 (decoding if run.n_done == run.n_prompt else waiting).append(run)
         chunks: list[tuple[Run, int]] = []
+        aside_s = 0.0
         if waiting:
             seconds, is_alone = self._pace.room_s(waiting, decoding)
+            aside_s = self._time_aside(waiting, decoding, seconds, is_alone)
+        if waiting and not aside_s:
             n_tokens = self._pace.tokens_in(seconds / 2 if self._embedder.n_open else seconds, is_alone=is_alone)
-            chunks = share_out(waiting, n_tokens, lambda run: self._is_due(run, waiting))
+            others = [run for run in waiting if run is not self._aside_run]
+            chunks = share_out(others, n_tokens, lambda run: self._is_due(run, waiting)) if others else []
             if is_alone and self._pace.is_long(sum(n for _, n in chunks)):
                 decoding = []
         if not decoding and not chunks:
-            return False
+            return self._go_on_aside(waiting, aside_s) if aside_s else False
         chunks = [(run, self._streams.clip(run.stream, n)) for run, n in chunks if run.stream is not None]
         n_prompt = sum(n for _, n in chunks)
         speculation = self._speculation
-        is_drafting = speculation is not None and speculation.draft(decoding, n_prompt, len(chunks))
+        is_drafting = speculation is not None and speculation.draft([] if waiting else decoding, n_prompt, len(chunks))
         started = time.monotonic()
         rows = self._evaluate(decoding, chunks)
         elapsed = time.monotonic() - started
@@ -311,7 +334,59 @@ class LlamaCppEngine:
                 self._streams.take_checkpoint(run.stream)
         if rows:
             self._sample(rows)
+        if aside_s and self._aside_run is not None:
+            self._go_on_aside(waiting, aside_s)
         return True
+
+    def _time_aside(self, waiting: list[Run], decoding: list[Run], seconds: float, is_alone: bool) -> float:
+        """Seconds of this step for the prompt that is evaluated aside; 0: it is not its turn, or there is none."""
+        beside, run = self._aside, self._aside_run
+        if beside is None or not beside.is_usable or (run is not None and run.sink.is_paused):
+            return 0.0
+        first = min(waiting, key=Run.turn)
+        if run is None:
+            if is_alone or not Aside.is_worth(first.n_missing(), first.n_prompt - first.n_missing()):
+                return 0.0
+            if not self._is_due(first, waiting) or not Aside.is_worth(first.n_missing(), first.n_done):
+                return 0.0
+            assert first.stream is not None
+            blob = self._streams.memory.save(first.stream.number) if first.n_done else None
+            if not beside.begin(first.prompt[:-1], first.n_done, blob, self._pace.token_s):
+                return 0.0
+            self._aside_run = run = first
+        if run is not first:
+            return 0.0
+        seconds = min(seconds, self._pace.prompt_s(len(decoding)))
+        return seconds / 2 if self._embedder.n_open else seconds
+
+    def _go_on_aside(self, waiting: list[Run], seconds: float) -> bool:
+        """Evaluate some of the prompt that is evaluated aside, and take it over when it is complete."""
+        beside, run = self._aside, self._aside_run
+        assert beside is not None
+        assert run is not None
+        n = beside.advance(seconds)
+        if n:
+            run.n_aside = beside.n_done
+            pass_by(waiting, [(run, n)])
+            if beside.is_complete:
+                self._take_from_aside()
+            run.sink.prefilled(run.n_aside)
+        return True
+
+    def _take_from_aside(self) -> None:
+        """Put what was evaluated aside where it belongs."""
+        beside, run = self._aside, self._aside_run
+        assert beside is not None
+        assert run is not None
+        self._aside_run = None
+        beside.call_off()
+        stream = run.stream
+        if stream is None or beside.n_done <= stream.n_tokens:
+            return
+        if not self._streams.memory.restore(stream.number, beside.take()):
+            raise EngineFailed("llama.cpp did not take a prompt back that was evaluated aside; this is a bug")
+        stream.extend(run.prompt[stream.n_tokens : beside.n_done])
+        run.n_done = run.n_aside = beside.n_done
 
     def _is_prefix_coming(self, run: Run, waiting: list[Run]) -> bool:
         """Whether another prompt's prefill, under way, will soon evaluate much of this prompt's beginning."""

@@ -76,6 +76,7 @@ def estimate(path: Path, settings: EngineSettings) -> MemoryEstimate:
     else:
         kv = _kv_bytes(header, settings)
         compute = _compute_bytes(header, settings) + (embedding_bytes(header, settings) if settings.embedding else 0)
+        compute += _aside_bytes(header, settings)
     return MemoryEstimate(
         weights_bytes=weights + repacked, kv_bytes=kv, compute_bytes=compute + vocabulary + PROCESS_BYTES
     )
@@ -203,6 +204,15 @@ def _recurrent_bytes(header: GgufHeader) -> int:
     state, inner, kernel, groups = ssm("state_size"), ssm("inner_size"), ssm("conv_kernel"), ssm("group_count")
     per_layer = state * inner + max(0, kernel - 1) * (inner + 2 * groups * state)
     return 4 * per_layer * (header.n_layers or 0)
+
+
+def _aside_bytes(header: GgufHeader, settings: EngineSettings) -> int:
+    """The second context of aside.py, at its largest: a stream, and what evaluates a chunk."""
+    has_one = settings.extra.get("prefill_aside", True) and settings.n_parallel > 1
+    if not has_one or header.sliding_window or _recurrent_bytes(header):
+        return 0
+    one = msgspec.structs.replace(settings, n_parallel=1, speculation="off")
+    return _kv_bytes(header, one) + _compute_bytes(header, one)
 
 
 def _compute_bytes(header: GgufHeader, settings: EngineSettings) -> int:

@@ -17,7 +17,9 @@ class Run(Turn):
     evaluated; `last_token` is generated but not evaluated yet.
     """
 
-    __slots__ = ("draft", "last_token", "n_done", "n_known", "n_prompt", "ngrams", "prompt", "sampler", "sink", "stream")
+    __slots__ = (
+        "draft", "last_token", "n_aside", "n_done", "n_known", "n_prompt", "ngrams", "prompt", "sampler", "sink", "stream",
+    )  # fmt: skip
 
     def __init__(self, sink: SequenceSink, prompt: np.ndarray, sampler: Sampler, ngrams: Ngrams | None) -> None:
         super().__init__(sink.priority)
@@ -29,6 +31,8 @@ class Run(Turn):
         """None until its first chunk is due."""
         self.n_done = 0
         """Prompt tokens in the KV cache."""
+        self.n_aside = 0
+        """Prompt tokens that are evaluated aside, counted from the beginning; in the KV cache once all are."""
         self.n_known = 0
         """Prompt tokens that lay in some cache when it came, so that it counts as the short one that it will be."""
         self.last_token = 0
@@ -39,4 +43,4 @@ class Run(Turn):
 
     def n_missing(self) -> int:
         """Prompt tokens that are not in the KV cache, or will not be once it has its stream."""
-        return self.n_prompt - (self.n_known if self.stream is None else self.n_done)
+        return self.n_prompt - (self.n_known if self.stream is None else max(self.n_done, self.n_aside))

@@ -148,6 +148,10 @@ class Layout:
                 return found
         return whole
 
+    def of_one_stream(self) -> Layout:
+        """The layout of a context that differs in having one stream only; where rows are all there is."""
+        return Layout(self.bands, 1, self._head[:8] + struct.pack("<i", 1), self._data_head)
+
     def identity(self) -> str:
         """What a stored payload must have in common with a context: as text, for PrefixFiles."""
         n_streams = 0 if self.is_exact_anywhere else self._n_streams
