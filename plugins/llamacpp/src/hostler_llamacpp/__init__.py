@@ -37,11 +37,11 @@ def register_engines() -> Iterable[EngineSpec]:
             estimate=_estimate,
             context_length=_context_length,
             sample="hostler_llamacpp.sample:sample",
+            keeps_prefixes=True,
             environment={
                 # OpenMP's default, to spin without end, makes a step last up to 160 times as long beside busy neighbours;
                 # to sleep at once costs half the speed where a turn of the loop is short (at 100: 0.55 of llama-server,
                 # at 3,000: 0.98, at 10,000: 1.00; single stream, AMD EPYC). README says more.
-            keeps_prefixes=True,
                 "GOMP_SPINCOUNT": "10000",
                 # A fatal error otherwise forks a debugger for a trace before the worker may die.
                 "GGML_NO_BACKTRACE": "1",
