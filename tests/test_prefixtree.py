@@ -192,3 +192,18 @@ def test_saved_part_of_a_path_ends_at_its_first_gap() -> None:
     assert [node.end for node in tree.saved(below.path())] == [4]
     leaf.stored = "another"
     assert [node.end for node in tree.saved(below.path())] == [4, 10, 12]
+
+
+def test_with_many_nodes_a_few_more_go_at_once_but_no_pinned_one() -> None:
+    pins = Pins()
+    tree = make_tree(budget_bytes=40_000, pins=pins)
+    for number in range(400):
+        leaf = keep(tree, chr(1000 + number) * 10)
+        if number < 10:
+            tree.pin(leaf.path())
+
+    assert tree.make_room(100)
+    n_kept = len(kept_texts(tree))
+    assert 400 - n_kept > 10, "the next ones need not look again"
+    assert 400 - n_kept < 20
+    assert pins.evicted == []
