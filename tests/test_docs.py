@@ -186,4 +186,4 @@ def test_the_tutorials_engine_keeps_the_contract(tmp_path: Path) -> None:
     )
 
     assert done.returncode == 0, done.stdout
-    assert "36 passed" in done.stdout
+    assert "37 passed" in done.stdout

@@ -328,6 +328,11 @@ class EmbedsTheLastChunk(EchoEngine):
         return super().embed([tokens[-self._n_batch :] for tokens in inputs])
 
 
+class SaysWhatItLikes(BendsSequences):
+    def bend(self, sequence: SequenceSink) -> Any:
+        return Bent(sequence, constraint=None)
+
+
 class OwesMemory(EchoEngine):
     def memory(self) -> MemoryUse:
         return MemoryUse(weights_bytes=-1)
@@ -367,6 +372,7 @@ BREAKERS: dict[str, Callable[[], Engine]] = {
     "seeds_differ": AlwaysTheSame,
     "logit_bias_bans_and_forces": IgnoresBias,
     "logprobs_are_probabilities": GivesLogits,
+    "a_constraint_is_kept_to": SaysWhatItLikes,
     "concurrent_sequences_do_not_mix": MixesNeighbours,
     "equal_prompts_at_once_agree": SharesWhatItShouldCopy,
     "a_known_prefix_is_reused": NeverReuses,

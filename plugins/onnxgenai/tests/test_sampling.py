@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from hostler import EngineFailed, SamplingParams, TokenLogprob
+from hostler import EngineFailed, InvalidRequest, SamplingParams, TokenLogprob
 from hostler_onnxgenai.sampling import Sampler, largest_ids
 
 N = 2000
@@ -195,7 +195,7 @@ def test_ignored_ends_never_come(row: np.ndarray) -> None:
 
 
 def test_banning_everything_is_an_error_and_no_token() -> None:
-    with pytest.raises(EngineFailed, match="bans every token"):
+    with pytest.raises(InvalidRequest, match="leaves no token"):
         sampler(with_changes(temperature=0, logit_bias=dict.fromkeys(range(4), -100.0)), n_vocab=4).pick(
             np.zeros(4, np.float32)
         )

@@ -8,6 +8,7 @@ from hostler.testing.rules import tokens as tokens  # isort: skip
 from hostler.testing.rules import streaming as streaming  # isort: skip
 from hostler.testing.rules import interrupting as interrupting  # isort: skip
 from hostler.testing.rules import choosing as choosing  # isort: skip
+from hostler.testing.rules import guiding as guiding  # isort: skip
 from hostler.testing.rules import sharing as sharing  # isort: skip
 from hostler.testing.rules import resources as resources  # isort: skip
 from hostler.testing.rules.registry import CHECKS, MESSAGE_CHECKS

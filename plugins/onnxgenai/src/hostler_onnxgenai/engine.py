@@ -23,12 +23,14 @@ from hostler import (
     EngineInfo,
     EngineSettings,
     FinishReason,
+    HostlerError,
     InvalidRequest,
     MemoryUse,
     ModelFiles,
     Pace,
     Progress,
     SequenceSink,
+    TokenTable,
     Turn,
     UnsupportedParameter,
     Vectors,
@@ -137,6 +139,7 @@ class OnnxGenaiEngine:
             eos_text=vocabulary.eos_text,
             adds_bos=vocabulary.adds_bos,
             can_embed=False,
+            can_guide=True,
             version=versions.version(),
             warnings=loaded.warnings,
         )
@@ -186,6 +189,7 @@ class OnnxGenaiEngine:
             n_ctx=self._n_ctx,
             end_tokens=self._vocabulary.end_tokens,
             piece=self._vocabulary.piece,
+            constraint=sequence.constraint,
         )
         self._runs[sequence.id] = Run(sequence, prompt, sampler)
 
@@ -262,8 +266,9 @@ class OnnxGenaiEngine:
         vocabulary = self._vocabulary
         try:
             token, logprob = run.sampler.pick(logits[: vocabulary.n_tokens])
-        except EngineFailed as error:
-            self._fail(run, str(error))
+        except HostlerError as error:
+            run.sink.fail(error)
+            self._drop(run)
             return
         if token in vocabulary.end_tokens:
             run.sink.end(FinishReason.STOP)
@@ -297,6 +302,10 @@ class OnnxGenaiEngine:
     def detokenize(self, token_ids: Sequence[int]) -> bytes:
         """See Engine."""
         return self._vocabulary.detokenize(token_ids)
+
+    def token_table(self) -> TokenTable:
+        """See GuidedEngine."""
+        return self._vocabulary.table()
 
     def embed(self, inputs: Sequence[Sequence[int]]) -> Iterator[Vectors]:  # noqa: ARG002 - the contract's name
         """See Engine."""

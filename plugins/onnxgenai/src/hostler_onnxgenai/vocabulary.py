@@ -1,6 +1,7 @@
 """Text to token ids and back, and what the folder says of its special tokens.
 
-Worker process only. `tokenize` and `detokenize` may run beside the engine thread; `_lock` guards the tokenizer's one switch.
+Worker process only. `tokenize`, `detokenize` and `table` may run beside the engine thread; `_lock` guards the tokenizer's one
+switch.
 It knows tokenizer.json, nothing of sessions.
 
 The `tokenizers` package reads the file, not onnxruntime-genai, whose tokenizer gives the same ids but cuts a text at NUL
@@ -19,7 +20,7 @@ import msgspec
 import numpy as np
 from tokenizers import Tokenizer
 
-from hostler import InvalidModelFile, InvalidRequest, ModelLoadFailed
+from hostler import InvalidModelFile, InvalidRequest, ModelLoadFailed, TokenTable
 from hostler_onnxgenai.folder import TOKENIZER, ModelFolder, token_text, tokenizer_config
 
 _DECODERS = frozenset({"ByteLevel", "Metaspace", "Replace", "ByteFallback", "Fuse", "Strip", "Sequence"})
@@ -99,6 +100,10 @@ class Vocabulary:
         if piece is None:
             piece = self.pieces[token] = self._read_piece(token)
         return piece
+
+    def table(self) -> TokenTable:
+        """All pieces, for constraints; thread-safe, 50 ms at 49k tokens."""
+        return TokenTable([self.piece(token) for token in range(self.n_tokens)], sorted(self.end_tokens))
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Text to token ids; thread-safe."""
