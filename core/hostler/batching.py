@@ -19,7 +19,7 @@ ALONE_STEP_S = 1.0
 PATIENCE_S = 3.0
 """How long in all an answer may be held up by prompts that waited when it began. Who was first of many that came together owes
 the others that much: they all decode in one batch the sooner, where a token costs half of what it costs alone."""
-TOGETHER_S = 0.5
+TOGETHER_S = 0.3
 """A prompt that comes so soon after an answer's beginning counts as one that waited: while a step lasts nobody is seen."""
 BATCH_SHARE = 0.5
 """Of the usual time for a prompt of priority batch beside answers of a higher one."""
@@ -52,7 +52,7 @@ class Turn:
         self.priority = priority
         self.came_s = time.monotonic()
         self.begun_s = 0.0
-        """When the step began that completed its prompt."""
+        """When its prompt was complete: at first the beginning of the step that does it, until the engine says `begins`."""
         self.n_waited = 0
         """Prompt tokens that were evaluated of others while it waited."""
         self.patience_s = PATIENCE_S
@@ -60,6 +60,10 @@ class Turn:
     def n_missing(self) -> int:
         """Prompt tokens that are still to be evaluated, at least one while it waits."""
         raise NotImplementedError
+
+    def begins(self) -> None:
+        """Its prompt is complete now; to be called behind a step that may have been long."""
+        self.begun_s = time.monotonic()
 
     def turn(self) -> tuple[int, int]:
         """Who has the smallest goes next; see share_out."""
