@@ -21,6 +21,7 @@ from urllib.parse import unquote
 import msgspec
 
 from hostler import prefixlayout
+from hostler.config import Settings
 from hostler.filelock import try_lock
 from hostler.library.names import folder_name
 from hostler.prefixfolder import LOCK_FILE
@@ -115,6 +116,12 @@ class KeptPrefixes:
             return sorted(folder for folder in self.folder.iterdir() if folder.is_dir())
         except OSError:
             return []  # nothing was kept yet, or it cannot be read: then nothing is there for us
+
+
+def kept_prefixes(settings: Settings) -> KeptPrefixes:
+    """Those of a home, where its settings say."""
+    folder = Path(settings.cache_folder).expanduser() if settings.cache_folder else settings.home / FOLDER
+    return KeptPrefixes(folder, settings.cache_disk_bytes)
 
 
 def write_model_id(folder: Path, model_id: str) -> None:

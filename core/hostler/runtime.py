@@ -36,7 +36,7 @@ from hostler.errors import (
 from hostler.events import EventBus
 from hostler.generation import Generation
 from hostler.hosted import HostedModel, StartAttempt
-from hostler.keptprefixes import FOLDER, KeptPrefixes
+from hostler.keptprefixes import kept_prefixes
 from hostler.ledger import Ledger, machine_memory_bytes
 from hostler.library.changes import Change
 from hostler.library.fields import AUTO, settings_with_defaults, validate_settings
@@ -123,7 +123,7 @@ class Runtime:
         self._lock = threading.Lock()  # protects _hosted and _requests
         self._hosted: dict[str, HostedModel] = {}
         self._requests: dict[str, HostedRequest] = {}
-        self.kept_prefixes = KeptPrefixes(Path(settings.cache_folder or settings.home / FOLDER), settings.cache_disk_bytes)
+        self.kept_prefixes = kept_prefixes(settings)
         self._placement = Placement(settings, self.ledger, self.kept_prefixes, self.hosted_models, self._stop_idle)
         self._closing = threading.Event()
         self.is_ready = True

@@ -117,4 +117,11 @@ def test_any_range_of_numbers_has_a_pattern(number: Any, limits: tuple[int, int]
 
 def test_a_limit_with_a_fraction_is_refused_when_the_document_is_made() -> None:
     with pytest.raises(ValueError, match="fraction"):
-        number_text(0.5, None, is_whole=False)
+        number_text(0.25, None, is_whole=False)
+
+
+@given(number=st.decimals(0, 30, places=2), tenths=st.integers(1, 150))
+def test_a_positive_minimum_may_have_one_decimal(number: Any, tenths: int) -> None:
+    pattern = number_text(tenths / 10, 20, is_whole=False)["pattern"]
+
+    assert bool(re.search(pattern, str(number))) == (tenths <= 10 * number <= 200)

@@ -22,6 +22,7 @@ COMMAND_MODULES = (
     "hostler.cli.jan",
     "hostler.cli.setting",
     "hostler.cli.running",
+    "hostler.cli.cache",
     "hostler.cli.bench",
     "hostler.cli.threads",
     "hostler.cli.messages",

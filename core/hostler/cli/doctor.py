@@ -70,6 +70,7 @@ def examine() -> Iterator[Finding]:
     yield check_home(home)
     yield check_settings(home)
     yield check_memory()
+    yield from check_cache(home)
     yield check_server(home)
     plugins = get_plugins(home)
     engines = list(plugins.engines.values())
@@ -126,6 +127,25 @@ def check_memory() -> Finding:
     return Finding(
         "machine", "ok", f"{cores} cores, {show_bytes(memory.available)} of {show_bytes(memory.total)} memory available"
     )
+
+
+def check_cache(home: Path) -> Iterator[Finding]:
+    """What is kept of prompts on disk, and whether it could be."""
+    from hostler.config import load_settings
+    from hostler.errors import HostlerError
+    from hostler.keptprefixes import kept_prefixes
+
+    try:
+        settings = load_settings(home)
+    except HostlerError:
+        return  # said already
+    kept = kept_prefixes(settings)
+    taken = f"{show_bytes(sum(model.n_bytes for model in kept.models()))} of {show_bytes(settings.cache_disk_bytes)}"
+    if kept.folder.exists() and not (kept.folder.is_dir() and os.access(kept.folder, os.W_OK)):
+        text = f"{kept.folder} is no folder that this user may write: no prompt is kept over a restart; see cache_folder"
+        yield Finding("prefix cache", "warning", text)
+    else:
+        yield Finding("prefix cache", "ok", f"{taken} in {kept.folder}")
 
 
 def check_server(home: Path) -> Finding:

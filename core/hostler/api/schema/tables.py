@@ -93,12 +93,16 @@ def number_text(minimum: float | None, maximum: float | None, *, is_whole: bool)
     """A string that holds a number in a range.
 
     Args:
-        minimum, maximum: Whole numbers, both inclusive; None: no limit.
+        minimum, maximum: Both inclusive, None: no limit. Whole numbers, save a positive minimum with one decimal.
     """
     return {"type": "string", "pattern": f"^({'|'.join(_signed(minimum, maximum, is_whole=is_whole))})$"}
 
 
 def _signed(minimum: float | None, maximum: float | None, *, is_whole: bool) -> list[str]:
+    tenths = round((minimum or 0) * 10)
+    if not is_whole and minimum == tenths / 10 and tenths > 0 and tenths % 10:
+        whole, tenths = divmod(tenths, 10)
+        return [rf"{whole}\.[{tenths}-9][0-9]*", *_signed(whole + 1, maximum, is_whole=False)]
     low, high = (None if limit is None else int(limit) for limit in (minimum, maximum))
     if (low, high) != (minimum, maximum):
         raise ValueError(f"{minimum} to {maximum}: a limit with a fraction has no pattern yet")
