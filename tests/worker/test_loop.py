@@ -289,7 +289,7 @@ def test_a_question_is_answered_on_the_engine_thread_and_its_error_told(make_rig
     first, second, third = [message for message in rig.sent if isinstance(message, Reply)]
     assert (first.call_id, first.value) == (5, True)
     assert (second.call_id, second.code) == (6, "unsupported_parameter")
-    assert third.value == {"weights_bytes": 0, "kv_bytes": 0, "compute_bytes": 0}
+    assert third.value == {"weights_bytes": 0, "kv_bytes": 0, "compute_bytes": 0, "cache_bytes": 0}
 
 
 def test_stop_ends_open_sequences_as_cancelled_in_every_phase(make_rig: MakeRig) -> None:
