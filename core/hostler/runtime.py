@@ -230,6 +230,17 @@ class Runtime:
         take = self.library.take_folder if is_moved else self.library.import_path
         return self._view(take(path, id=model_id, name=name))
 
+    def take_variant(
+        self, reference: str, path: str | None, settings: dict[str, Any], metadata: dict[str, Any]
+    ) -> ModelView:
+        """Have a model run a file that was made of its own, from its next start on; see Library.take_variant."""
+        place = None if path is None else Path(path)
+        return self._view(self.library.take_variant(reference, place, settings=settings, metadata=metadata))
+
+    def drop_variant(self, reference: str) -> ModelView:
+        """Have a model run its own file again, from its next start on."""
+        return self._view(self.library.drop_variant(reference))
+
     # -- downloads --------------------------------------------------------------------------------------------------
 
     def pull_model(self, request: PullRequest, *, is_waiting: bool = False) -> PullView:
@@ -614,7 +625,7 @@ class Runtime:
 
     def _plan(self, entry: LibraryEntry, overrides: dict[str, Any]) -> Plan:
         manifest = entry.manifest
-        files = self.library.files(manifest.id)
+        files = self.library.files(manifest.id, overrides)
         spec = self._engine_of(entry)
         if spec is None:
             why = self.reloading.explain(manifest.engine_format) or (

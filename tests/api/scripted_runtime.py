@@ -274,6 +274,17 @@ class ScriptedRuntime:
         self.views[made.manifest.id] = made
         return made
 
+    def take_variant(
+        self, reference: str, path: str | None, settings: dict[str, Any], metadata: dict[str, Any]
+    ) -> ModelView:
+        self._maybe_raise()
+        self.calls.append(("take_variant", reference, path, settings, metadata))
+        return self.model(reference)
+
+    def drop_variant(self, reference: str) -> ModelView:
+        self.calls.append(("drop_variant", reference))
+        return self.model(reference)
+
     @contextmanager
     def hold(self, what: str) -> Iterator[None]:
         if self.n_free < 1:

@@ -34,6 +34,7 @@ from hostler.api.schema.models import (
     StartNamedBody,
     TaskBody,
     UpdateBody,
+    VariantBody,
 )
 from hostler.api.tags import MODELS
 from hostler.library.fields import PARAMETERS, SETTINGS
@@ -139,6 +140,21 @@ IMPORT_MODEL = Operation(
     ImportModelBody,
     ImportModelResponse,
     statuses=(409, 429, *WRITES),
+)
+TAKE_VARIANT = Operation(
+    "takeModelVariant",
+    MODELS,
+    "Run a file that was made of the model's own; for hostler's commands",
+    VariantBody,
+    UpdateModelResponse,
+    statuses=(409, 429, *WRITES),
+)
+DROP_VARIANT = Operation(
+    "dropModelVariant",
+    MODELS,
+    "Run the model's own file again; for hostler's commands",
+    answer=UpdateModelResponse,
+    statuses=WRITES,
 )
 ADD_MODEL = Operation("ModelsController_addModel", MODELS, "Add a remote model")
 LIST_REMOTE_MODELS = Operation("listRemoteModels", MODELS, "List a provider's models")

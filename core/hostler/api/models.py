@@ -30,6 +30,7 @@ from hostler.api.schema.models import (
     read_start,
     read_task,
     read_update,
+    read_variant,
     setting_warnings,
 )
 from hostler.config import EXTRA_THREADS, Settings
@@ -41,7 +42,7 @@ from hostler.errors import (
     QueueFull,
     UnsupportedParameter,
 )
-from hostler.views import PullRequest, PullView
+from hostler.views import ModelView, PullRequest, PullView
 
 if TYPE_CHECKING:
     from hostler.runtime import Runtime
@@ -192,6 +193,24 @@ class Models:
             raise
         resp.media = shapes.imported(view)
 
+    # -- hostler: variants ----------------------------------------------------------------------------------------------
+
+    def take_variant(self, req: falcon.Request, resp: falcon.Response, model_id: str) -> None:
+        """What `hostler tune --apply` keeps: a file that was made of the model's own, and the settings that go with it."""
+        path, settings, metadata = read_variant(read_object(req))
+        if not req.context.is_from_cli:
+            raise UnsupportedParameter("variants are for hostler's own commands; use `hostler tune`")
+        with self._runtime.hold("variant"):
+            view = self._runtime.take_variant(model_id, path, settings, metadata)
+        resp.media = shapes.updated(view, _until_next_start(view))
+
+    def drop_variant(self, req: falcon.Request, resp: falcon.Response, model_id: str) -> None:
+        """The model's own file and settings again."""
+        if not req.context.is_from_cli:
+            raise UnsupportedParameter("variants are for hostler's own commands; use `hostler tune`")
+        view = self._runtime.drop_variant(model_id)
+        resp.media = shapes.updated(view, _until_next_start(view))
+
     # -- inside ---------------------------------------------------------------------------------------------------------
 
     def _start(self, req: falcon.Request, model: str, overrides: dict[str, Any], wait: bool | None) -> StartModelResponse:
@@ -230,3 +249,10 @@ class Models:
         is_waiting = wait or query_bool(req, "wait", default=False)
         with self._runtime.hold("download"):
             return self._runtime.pull_model(request, is_waiting=is_waiting)
+
+
+def _until_next_start(view: ModelView) -> str:
+    name = view.manifest.id
+    if view.lifecycle in IN_MEMORY:
+        return f"{name} keeps running as it was started until its next start"
+    return f"{name} is updated"

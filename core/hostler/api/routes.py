@@ -96,6 +96,10 @@ def make_routes(runtime: Runtime, settings: Settings, keep_alive_s: float = KEEP
         Route("GET", "/v1/models/status/{model_id}", models.status, model.GET_MODEL_STATUS),
         Route("PATCH", "/v1/models/{model_id}", models.update, model.UPDATE_MODEL),
         Route("POST", "/v1/models/import", models.import_path, model.IMPORT_MODEL),
+        # -- models: hostler
+        Route("PUT", "/v1/models/{model_id}/variant", models.take_variant, model.TAKE_VARIANT),
+        Route("DELETE", "/v1/models/{model_id}/variant", models.drop_variant, model.DROP_VARIANT),
+        # -- models: Cortex, later
         Route("POST", "/v1/models/add", None, model.ADD_MODEL),
         Route("GET", "/v1/models/remote/{engine}", None, model.LIST_REMOTE_MODELS),
         Route("GET", "/v1/models/sources", None, model.LIST_MODEL_SOURCES),

@@ -29,6 +29,10 @@ class LocalModel(msgspec.Struct, frozen=True):
     """The primary file, or the folder where a model is one."""
     others: tuple[Path, ...]
     """The further files."""
+    replaced: Path | None
+    """Its own file, where `path` is a variant that runs in its place."""
+    settings: dict[str, Any]
+    """All of its settings, as they are without the variant."""
     parameters: dict[str, Any]
     """What is kept for its requests."""
     metadata: dict[str, Any]
@@ -42,7 +46,9 @@ def find_model(settings: Settings, reference: str) -> LocalModel:
         ModelNotDownloaded: It says how to get it.
         InvalidModelFile: A file has vanished or changed its size.
     """
+    from hostler.library.fields import settings_with_defaults
     from hostler.library.store import Library
+    from hostler.library.variants import without_variant
 
     library = Library(settings.home, {})
     manifest = library.find(reference).manifest
@@ -56,6 +62,8 @@ def find_model(settings: Settings, reference: str) -> LocalModel:
         format=manifest.engine_format,
         path=Path(files.primary),
         others=tuple(Path(path) for path in files.others),
+        replaced=library.replaced(manifest.id),
+        settings=settings_with_defaults(without_variant(manifest).settings),
         parameters=manifest.parameters,
         metadata=manifest.metadata,
     )

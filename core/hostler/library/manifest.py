@@ -42,6 +42,18 @@ class ModelFile(msgspec.Struct, frozen=True):
     """The file lies where the user keeps it: never copied, never deleted."""
 
 
+class Variant(msgspec.Struct, frozen=True):
+    """What runs in place of the model's own file, and what it replaced; see variants.py."""
+
+    file: ModelFile | None = None
+    """In the model's folder; None: only settings were changed."""
+    settings_before: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    """As they were set with it; null took one back to its default."""
+    metadata_before: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """One model. `settings` and `parameters` hold only what was set; defaults are applied when they are read."""
 
@@ -70,6 +82,8 @@ class Manifest(msgspec.Struct, frozen=True):
     """Every file is here and verified."""
     references: tuple[str, ...] = ()
     """Further references that led here (`hf:owner/repo:Q4_K_M`), normalised: the same one again asks nobody."""
+    variant: Variant | None = None
+    """What runs instead of the primary file."""
 
     @property
     def engine_format(self) -> str:
@@ -111,6 +125,8 @@ def read_manifest(folder: Path) -> Manifest:
         names.check_id(manifest.id)
         for file in manifest.files:
             _check_file(file)
+        if manifest.variant is not None and manifest.variant.file is not None:
+            _check_file(manifest.variant.file)
     except InvalidRequest as error:
         raise BrokenManifest(f"{path}: {error.message}") from error
     return manifest
@@ -195,7 +211,17 @@ def _manifest_of(document: Mapping[str, Any], folder: Path) -> Manifest:
         aliases=_texts(document.get("aliases")),
         is_complete=is_complete,
         references=_texts(document.get("references")),
+        variant=_variant_of(document.get("variant")),
     )
+
+
+def _variant_of(value: Any) -> Variant | None:
+    if value is None:
+        return None
+    try:
+        return msgspec.convert(value, Variant, strict=False)
+    except msgspec.ValidationError as error:
+        raise BrokenManifest(f"its variant cannot be read: {error}") from error
 
 
 def _sources_of(document: Mapping[str, Any]) -> tuple[ModelSource, ...]:

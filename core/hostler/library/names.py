@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote, urlsplit
 from hostler.errors import InvalidRequest
 
 MAX_ID_CHARACTERS = 200
-ACTION_SEGMENTS = frozenset({"start", "stop"})
+ACTION_SEGMENTS = frozenset({"start", "stop", "variant"})
 """Last path segments that are actions on a model."""
 ROUTE_SEGMENTS = frozenset(
     {

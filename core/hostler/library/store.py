@@ -28,13 +28,13 @@ from hostler.errors import (
     ModelNotDownloaded,
     ModelNotFound,
 )
-from hostler.library import describe, names
+from hostler.library import describe, names, variants
 from hostler.library.catalogue import Catalogue, shipped_catalogue
 from hostler.library.changes import Change, Tell, tell_nobody
 from hostler.library.disk import free_bytes, storage_error
 from hostler.library.fields import validate_parameters, validate_settings
 from hostler.library.lookup import Lookup, index_of, sources_of
-from hostler.library.manifest import Manifest
+from hostler.library.manifest import Manifest, ModelFile
 from hostler.library.pulls import PullJob, PullPlan
 from hostler.library.shelf import Contents, LibraryProblem, Shelf
 from hostler.library.transfer import TransferLimits, bound_draft, linked_manifest, owned_files, owned_manifest
@@ -141,28 +141,52 @@ class Library:
             raise _not_found(reference)
         return self._entry(manifest, lookup)
 
-    def files(self, reference: str) -> ModelFiles:
+    def files(self, reference: str, overrides: Mapping[str, Any] | None = None) -> ModelFiles:
         """Where a model's files lie, absolute and checked to exist.
+
+        Args:
+            overrides: Settings of one run, over those that are kept: they may name other files of the model.
 
         Raises:
             ModelNotFound, ModelNotDownloaded
+            InvalidRequest: A setting names a file that is none of the model's.
             InvalidModelFile: A file has vanished or changed its size since it was registered.
         """
         manifest = self.find(reference).manifest
         if not manifest.is_complete or not manifest.files:
             raise _not_downloaded(manifest.id)
         folder = self._shelf.folder(manifest.id)
-        paths = describe.weight_paths(folder, manifest.files)
-        for path, file in zip(paths, manifest.files, strict=True):
+        chosen = {**manifest.settings, **(overrides or {})}
+        names_file = "llama_model_path" in (overrides or {})  # and so none of a variant
+        files = manifest.files if names_file else _running_files(manifest)
+        paths = describe.weight_paths(folder, files)
+        for path, file in zip(paths, files, strict=True):
             self._check_present(manifest, folder, path, file.size_bytes, is_link=file.is_link)
         if manifest.format == describe.ONNX_GENAI:
             return ModelFiles(str(paths[0].parent), manifest.format)
-        wanted = manifest.settings.get("llama_model_path")
+        wanted = chosen.get("llama_model_path") if files is manifest.files else None
         primary = paths[0] if wanted is None else _named(paths, wanted, manifest.id, "llama_model_path")
-        projector = manifest.settings.get("mmproj")
+        projector = chosen.get("mmproj")
         if projector is not None:
             _named(paths, projector, manifest.id, "mmproj")
         return ModelFiles(str(primary), manifest.engine_format, tuple(str(path) for path in paths if path != primary))
+
+    def replaced(self, reference: str) -> Path | None:
+        """The model's own file, where a variant runs in its place; else None.
+
+        Raises:
+            ModelNotFound
+            InvalidModelFile: It has vanished or changed its size.
+        """
+        manifest = self.find(reference).manifest
+        if manifest.variant is None or manifest.variant.file is None:
+            return None
+        folder = self._shelf.folder(manifest.id)
+        paths = describe.weight_paths(folder, manifest.files)
+        for path, file in zip(paths, manifest.files, strict=True):
+            self._check_present(manifest, folder, path, file.size_bytes, is_link=file.is_link)
+        wanted = manifest.settings.get("llama_model_path")
+        return paths[0] if wanted is None else _named(paths, wanted, manifest.id, "llama_model_path")
 
     # -- getting models -----------------------------------------------------------------------------------------------
 
@@ -383,6 +407,70 @@ class Library:
                 self._tell_updated(changed)
             return self.find(manifest.id)
 
+    def take_variant(
+        self,
+        reference: str,
+        path: Path | None,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> LibraryEntry:
+        """Have a model run a file that was made of its own, from its next start on; one that it has is replaced.
+
+        Args:
+            reference: The model.
+            path: A GGUF file, which is moved into the model's folder; None: only settings change.
+            settings: To be set with it; a null value takes one back to its default.
+            metadata: To be said of the model meanwhile, beside what the file says of itself.
+
+        Raises:
+            ModelNotFound, ModelNotDownloaded
+            InvalidRequest: The model, or the file, is not of a format that has variants.
+            InvalidModelFile: A broken file.
+        """
+        valid = validate_settings(settings or {}) | {key: None for key, value in (settings or {}).items() if value is None}
+        file, described = None, dict(metadata or {})
+        if path is not None:
+            found = describe.describe_path(path)
+            if found.format != describe.GGUF or len(found.files) != 1:
+                raise InvalidRequest(f"{path} is no single GGUF file, and so no variant", param="path")
+            digest = variants.digest_of(path)  # read to its end: not under the lock
+            name = f"{variants.PREFIX}{digest[:12]}.gguf"
+            file = ModelFile(name, found.files[0].size_bytes, digest)
+            described = {**{key: found.metadata.get(key) for key in ("quantization", "size_bytes")}, **described}
+        with self._lock:
+            manifest = self.find(reference).manifest
+            if not manifest.is_complete or not manifest.files:
+                raise _not_downloaded(manifest.id)
+            if manifest.engine_format != describe.GGUF:
+                raise InvalidRequest(f"{manifest.id} is a model of the format {manifest.format}, which has no variants")
+            folder = self._shelf.folder(manifest.id)
+            changed = variants.with_variant(variants.without_variant(manifest), file, valid, described)
+            try:
+                if path is not None and file is not None:
+                    variants.move_in(path, folder, file.path)
+            except OSError as error:
+                raise storage_error(error, folder, 0, free_bytes(self._shelf.models)) from error
+            self._save(changed)
+            variants.sweep(folder, changed)
+            self._tell_updated(changed)
+            return self.find(manifest.id)
+
+    def drop_variant(self, reference: str) -> LibraryEntry:
+        """Have a model run its own file again, with the settings it had; the variant's file is deleted. Without one: nothing.
+
+        Raises:
+            ModelNotFound
+        """
+        with self._lock:
+            manifest = self.find(reference).manifest
+            changed = variants.without_variant(manifest)
+            if changed != manifest:
+                self._save(changed)
+                self._tell_updated(changed)
+            variants.sweep(self._shelf.folder(manifest.id), changed)
+            return self.find(manifest.id)
+
     def close(self) -> None:
         """Interrupt running downloads and wait for them; what arrived is kept and resumed by the next pull."""
         running = self._running()
@@ -599,6 +687,13 @@ class Library:
                 f"registered; {again}",
                 path=str(path),
             )
+
+
+def _running_files(manifest: Manifest) -> tuple[ModelFile, ...]:
+    """What an engine is given: the model's own files, or a variant's with the model's projectors."""
+    if manifest.variant is None or manifest.variant.file is None:
+        return manifest.files
+    return (manifest.variant.file, *(file for file in manifest.files if describe.is_projector(Path(file.path).name)))
 
 
 def _at_rest(manifest: Manifest) -> Lifecycle:

@@ -55,6 +55,15 @@ class ImportModelBody(Struct):
     option: Annotated[str | None, exactly({"enum": ["symlink", "move", None]})] = None
 
 
+class VariantBody(Struct):
+    """`PUT /models/{model_id}/variant`."""
+
+    path: str | None = None
+    """A GGUF file made of the model's own; it is moved. Without one only settings change."""
+    settings: Annotated[dict[str, Any] | None, SETTINGS_GROUP] = None
+    metadata: dict[str, Any] | None = None
+
+
 class PullBody(DownloadBody):
     """`POST /models/pull`."""
 
@@ -231,6 +240,21 @@ def read_import(raw: dict[str, Any]) -> tuple[str, str | None, str | None, bool]
     if body.option not in (None, "symlink", "move"):
         raise InvalidRequest(f"option is {body.option!r}; allowed: symlink, move", param="option")
     return path, body.model, body.name, body.option == "move"
+
+
+def read_variant(raw: dict[str, Any]) -> tuple[str | None, dict[str, Any], dict[str, Any]]:
+    """Check a variant's body.
+
+    Returns:
+        Path of the file, settings (null values take one back), metadata.
+
+    Raises:
+        InvalidRequest: With the field.
+    """
+    body = convert(raw, VariantBody)
+    values = body.settings or {}
+    settings = {**changes_of(SETTINGS, values), **read_settings(values, "settings")}
+    return body.path, settings, body.metadata or {}
 
 
 def read_named_model(raw: dict[str, Any]) -> str:

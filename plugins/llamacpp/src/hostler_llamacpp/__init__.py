@@ -5,8 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hostler import EngineSettings, EngineSpec, MemoryEstimate, hookimpl
+
+if TYPE_CHECKING:
+    import click
 
 __version__ = "0.1.0"
 HOSTLER_API = 1
@@ -49,3 +53,11 @@ def register_engines() -> Iterable[EngineSpec]:
             version=__version__,
         )
     ]
+
+
+@hookimpl
+def register_commands(cli: click.Group) -> None:
+    """Add `tune`."""
+    from hostler_llamacpp.tuning.commands import tune  # only the command line asks
+
+    cli.add_command(tune)

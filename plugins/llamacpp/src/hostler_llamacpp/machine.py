@@ -46,8 +46,7 @@ class Device(msgspec.Struct, frozen=True):
 
 def devices() -> list[Device]:
     """All devices this build can use, in ggml's order."""
-    folder = Path(llama.llama_cpp._lib._name).parent
-    registry, base = _library(folder, "ggml"), _library(folder, "ggml-base")
+    registry, base = library("ggml"), library("ggml-base")
     registry.ggml_backend_dev_count.restype = ctypes.c_size_t
     registry.ggml_backend_dev_get.restype = ctypes.c_void_p
     registry.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
@@ -74,7 +73,13 @@ def devices() -> list[Device]:
     return found
 
 
-def _library(folder: Path, name: str) -> ctypes.CDLL:
+def library(name: str) -> ctypes.CDLL:
+    """One of ggml's libraries that were installed with llama_cpp: `ggml`, `ggml-base`.
+
+    Raises:
+        OSError: It is not there.
+    """
+    folder = Path(llama.llama_cpp._lib._name).parent
     names = {"win32": (f"{name}.dll", f"lib{name}.dll"), "darwin": (f"lib{name}.dylib", f"lib{name}.so")}
     for candidate in names.get(sys.platform, (f"lib{name}.so",)):
         if (folder / candidate).exists():
