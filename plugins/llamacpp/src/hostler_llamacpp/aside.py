@@ -11,7 +11,8 @@ it more time.
 
 A context cannot evaluate two things at once, hence a second one, of one stream, made when it is first needed. What a prompt
 begins with is copied into it, and what was evaluated is copied back: 2 us a token, where evaluating one takes 2 ms. The last
-token is left to the engine, which wants its logits.
+token is left to the engine, which wants its logits. What is copied back is packed beside running answers, since that takes
+as long as some steps.
 
     engine thread     advance ──go──▶                     ──came back──▶ next step ...   (one of the two at a time)
     aside's thread                   llama_decode ... layer's end ─┘ waits for go
@@ -36,6 +37,8 @@ from hostler_llamacpp.states import Layout, State, StreamMemory
 MIN_WORTH = 65_536
 """Missing tokens times their mean position, from which on a prompt goes aside: 60 ms are gained, 10 ms cost the copies."""
 MIN_CHUNK_TOKENS = 128
+PACKING_S = 0.01
+"""How long to wait for the packing before the running answers go on."""
 MIN_CELLS = 2048
 """Room of the second context at least; it is made anew, twice as large, for a longer prompt."""
 _LAYER_END = b"l_out-"
@@ -83,6 +86,10 @@ class Aside:
         self._layer_began_s = 0.0
         self._layer_s = 0.0
         self._n_pauses = 0
+        self._is_last = False
+        """The chunk under way is the prompt's last."""
+        self._packed: np.ndarray | None = None
+        self._is_packed = threading.Event()
         self._code = 0
         self._failure: BaseException | None = None
         self._name_offset = 0
@@ -115,6 +122,8 @@ class Aside:
                 return False
         self._tokens, self.n_done = tokens, n_done
         self._token_s = self._token_s or token_s
+        self._packed = None
+        self._is_packed.clear()
         return True
 
     def has_room(self, n_tokens: int) -> bool:
@@ -136,7 +145,11 @@ class Aside:
 
     @property
     def is_complete(self) -> bool:
-        """Nothing is left to be evaluated."""
+        """Nothing is left to be evaluated, and `take` need not wait."""
+        return self._is_evaluated and self._is_packed.is_set()
+
+    @property
+    def _is_evaluated(self) -> bool:
         return self.n_done == len(self._tokens)
 
     def advance(self, seconds: float) -> int:
@@ -148,12 +161,16 @@ class Aside:
         Raises:
             EngineFailed: llama.cpp refused.
         """
+        if self._is_evaluated:  # what was evaluated is being packed, beside running answers
+            self._is_packed.wait(min(seconds, PACKING_S))
+            return 0
         began_s = time.monotonic()
         if not self._n_chunk:
             # Two layers a time, so that it ends near the time given.
             n_wanted = int(seconds / 2 * self._n_layers / self._token_s) if self._token_s else MIN_CHUNK_TOKENS
             n = min(len(self._tokens) - self.n_done, self._n_batch, max(MIN_CHUNK_TOKENS, n_wanted))
             self._n_chunk, self._spent_s = n, 0.0
+            self._is_last = self.n_done + n == len(self._tokens)
             self._batch.clear()
             self._batch.add(0, self.n_done, self._tokens[self.n_done : self.n_done + n], wants_output=False)
             self._n_pauses = 0
@@ -172,13 +189,18 @@ class Aside:
 
     def take(self) -> np.ndarray:
         """What was evaluated, known beginning included: a state for the engine's context."""
-        state = self._own_layout.take_apart(self._memory.save(0))
-        if state is None or state.n_rows < self.n_done:
-            raise EngineFailed("llama.cpp could not say what it has evaluated; this is a bug")
-        return self._layout.put_together(_beginning(state, self.n_done), self.n_done, None)
+        if not self._is_evaluated:
+            return self._pack(self.n_done)
+        self._is_packed.wait()
+        packed, self._packed = self._packed, None
+        if packed is None:
+            raise self._failure or EngineFailed("a prompt that was evaluated aside was taken twice; this is a bug")
+        return packed
 
     def call_off(self) -> None:
         """Leave the chunk under way; what is complete stays to be taken."""
+        if self._is_evaluated and len(self._tokens):
+            self._is_packed.wait()
         if self._n_chunk:
             self._is_called_off = True
             self._switch()
@@ -197,6 +219,12 @@ class Aside:
         self._free()
 
     # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _pack(self, n_tokens: int) -> np.ndarray:
+        state = self._own_layout.take_apart(self._memory.save(0))
+        if state is None or state.n_rows < n_tokens:
+            raise EngineFailed("llama.cpp could not say what it has evaluated; this is a bug")
+        return self._layout.put_together(_beginning(state, n_tokens), n_tokens, None)
 
     def _open(self, n_tokens: int) -> None:
         """Make a context with room for so many tokens, and for some more, in place of a smaller one; the opener's thread."""
@@ -256,8 +284,15 @@ class Aside:
                 self._code = self._batch.decode(self._context)
             except BaseException as error:  # noqa: BLE001 - the engine thread raises it
                 self._failure = error
-            self._n_chunk = 0
+            is_last = self._is_last and not (self._is_called_off or self._code or self._failure)
+            n_tokens, self._n_chunk = len(self._tokens), 0
             self._came_back.release()
+            if is_last:  # the one thing that is done beside the engine thread
+                try:
+                    self._packed = self._pack(n_tokens)
+                except BaseException as error:  # noqa: BLE001 - as above
+                    self._failure = error
+                self._is_packed.set()
 
     def _layer_ended(self, tensor: int, is_asked: bool, _user_data: object) -> bool:
         # Called by C for every node of the graph (1 us), and again after each that was wanted.

@@ -370,9 +370,9 @@ class LlamaCppEngine:
         if n:
             run.n_aside = beside.n_done
             pass_by(waiting, [(run, n)])
-            if beside.is_complete:
-                self._take_from_aside()
             run.sink.prefilled(run.n_aside)
+        if beside.is_complete:
+            self._take_from_aside()
         return True
 
     def _take_from_aside(self) -> None:
