@@ -67,6 +67,17 @@ def test_of_a_loaded_model_only_the_mapped_weights_still_count() -> None:
     assert book.available_bytes() == 600 * MIB
 
 
+def test_weights_that_an_engine_keeps_a_copy_of_are_not_counted_twice() -> None:
+    """The system shows the copy as taken already."""
+    book = ledger(700)
+    copied = MemoryEstimate(weights_bytes=100 * MIB, kv_bytes=0, compute_bytes=0, is_mapped=False)
+    book.grant("a", 512, is_auto=False, estimate=lambda _: copied)
+    assert book.available_bytes() == 600 * MIB
+    book.settle("a")
+
+    assert book.available_bytes() == 700 * MIB
+
+
 def test_a_budget_counts_loaded_models_whole() -> None:
     book = ledger(100_000, budget_mib=700)
     book.grant("a", 4100, is_auto=False, estimate=estimate)

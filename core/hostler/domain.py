@@ -269,6 +269,9 @@ class MemoryEstimate(msgspec.Struct, frozen=True):
     weights_bytes: int
     kv_bytes: int
     compute_bytes: int
+    is_mapped: bool = True
+    """The weights are pages of their files, which the system calls available as long as it can read them again. False: the
+    engine keeps a copy, in memory that the system shows as taken."""
 
     @property
     def total_bytes(self) -> int:

@@ -52,7 +52,10 @@ class _Account(msgspec.Struct):
     def owed_bytes(self) -> int:
         """What the machine's own numbers do not show yet as taken, or show as available though it must stay. A prefix cache
         fills in its own time, so it counts in full: rather too much than a model that grows into another's memory."""
-        return self.grant.estimate.weights_bytes + self.grant.cache_bytes if self.is_loaded else self.grant.total_bytes
+        if not self.is_loaded:
+            return self.grant.total_bytes
+        estimate = self.grant.estimate
+        return (estimate.weights_bytes if estimate.is_mapped else 0) + self.grant.cache_bytes
 
 
 class Ledger:

@@ -64,6 +64,11 @@ def test_estimate_is_within_15_percent_of_a_real_workers_memory(smollm2_onnx_pat
     assert resident <= estimate(smollm2_onnx_path, EngineSettings(**settings)).total_bytes <= 1.15 * resident
 
 
+def test_weights_are_counted_as_the_copy_they_are(tiny: Path) -> None:
+    """What the system shows as taken, the ledger must not subtract a second time."""
+    assert not estimate(tiny, EngineSettings(ctx_len=512)).is_mapped
+
+
 def test_estimate_refuses_what_is_no_model(own: Path) -> None:
     (own / "model.onnx").write_text("<html>not found</html>" * 10)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from hostler import InvalidModelFile, ModelLoadFailed
 from hostler_onnxgenai import tinymodel
 from hostler_onnxgenai.folder import chat_template, read_folder, token_text, tokenizer_config
+from hostler_onnxgenai.onnxfile import read_onnx
 
 from .spoiling import change_config
 
@@ -68,6 +70,11 @@ def test_a_config_that_is_no_config_is_refused(own: Path, content: str) -> None:
         ("model.context_length", 0, "context_length is 0"),
         ("model.context_length", "long", r"\$\.model\.context_length"),
         ("model.vocab_size", 99_999, "says vocab_size 99999, and model.onnx computes 338"),
+        ("model.vocab_size", 100, "says vocab_size 100, and model.onnx computes 338"),
+        ("model.vocab_size", 0, "says vocab_size 0"),
+        ("model.context_length", 2049, r"says context_length 2049, and model\.onnx has rotary embeddings for 2048 positions"),
+        ("model.decoder.num_attention_heads", 8, r"says 8 heads, and model\.onnx has 4"),
+        ("model.eos_token_id", 338, r"says eos_token_id \[338\], and the vocabulary has 338 tokens"),
         ("model.decoder.num_hidden_layers", 2, r"says 2 layers, and model\.onnx has more: past_key_values\.2\.key"),
         ("model.decoder.num_hidden_layers", 4, r"says 4 layers, and model\.onnx has KV caches for 3"),
         ("model.decoder.num_key_value_heads", 3, r"says 3 KV heads, and model\.onnx has 2 in layer 0"),
@@ -114,10 +121,11 @@ def test_session_options_that_could_write_are_refused(own: Path, option: str) ->
         read_folder(own)
 
 
-def test_an_unknown_provider_option_is_refused_by_name(own: Path) -> None:
-    change_config(own, "model.decoder.session_options", {"provider_options": [{"cuda": {"backend_path": "x.so"}}]})
+@pytest.mark.parametrize("device", ["cuda", "dml", "cpu"])
+def test_an_unknown_provider_option_is_refused_by_name(own: Path, device: str) -> None:
+    change_config(own, "model.decoder.session_options", {"provider_options": [{device: {"backend_path": "x.so"}}]})
 
-    with pytest.raises(InvalidModelFile, match="option 'backend_path' of cuda"):
+    with pytest.raises(InvalidModelFile, match=f"option 'backend_path' of {device}"):
         read_folder(own)
 
 
@@ -169,6 +177,15 @@ def test_what_a_plain_session_cannot_run_is_noted_and_not_refused(own: Path, pat
     change_config(own, path, value)
 
     assert objection in read_folder(own).objection
+
+
+def test_a_graph_that_branches_by_length_is_noted(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Phi's long rotary embeddings: rows of different lengths in one run would share one branch."""
+    graph = read_onnx(own / "model.onnx")
+    branching = msgspec.structs.replace(graph, operators=graph.operators | {"If"})
+    monkeypatch.setattr("hostler_onnxgenai.folder.read_onnx", lambda _: branching)
+
+    assert "above some length" in read_folder(own).objection
 
 
 def test_other_attention_is_noted(own: Path) -> None:

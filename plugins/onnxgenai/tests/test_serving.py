@@ -72,6 +72,11 @@ def set_config(path: str, value: object) -> Spoil:
         (truncate("tokenizer.json"), "tokenizer.json"),
         (remove("tokenizer.json"), "tokenizer.json is missing"),
         (set_config("model.decoder.num_hidden_layers", 9), "says 9 layers"),
+        (set_config("model.decoder.num_attention_heads", 99), "says 99 heads, and model.onnx has 4"),
+        (set_config("model.vocab_size", 100), "says vocab_size 100, and model.onnx computes 338 logits"),
+        (set_config("model.context_length", 100_000), "has rotary embeddings for 2048 positions"),
+        (set_config("model.eos_token_id", 99_999), "eos_token_id [99999], and the vocabulary has 338 tokens"),
+        (lambda folder: tinymodel.write_llama(folder, opset=99), "Update onnxruntime-genai"),
         (set_config("model.decoder.session_options.custom_ops_library", "evil.so"), "custom_ops_library"),
         (set_config("model.decoder.session_options.provider_options", [{"cuda": {"x": "1"}}]), "option 'x' of cuda"),
         (set_config("model.decoder.session_options.provider_options", [{"cuda": {}}]), "cannot be loaded on cuda"),
@@ -97,12 +102,11 @@ def test_a_spoilt_folder_is_refused_with_its_reason_and_nobody_else_notices(
 
 
 def test_more_memory_than_there_is_is_refused_before_the_load(server: Server, tmp_path: Path) -> None:
-    folder = tinymodel.write_llama(tmp_path / "huge")
-    change_config(folder, "model.context_length", 10_000_000_000)
+    folder = tinymodel.write_llama(tmp_path / "huge", n_ctx=1_000_000)
     assert run_hostler(server.home, "import", str(folder), "--id", "huge").returncode == 0
 
     refused = httpx.put(
-        f"{server.url}/v1/models/huge/start", json={"settings": {"ctx_len": 1_000_000_000, "n_parallel": 64}}, timeout=60
+        f"{server.url}/v1/models/huge/start", json={"settings": {"ctx_len": 1_000_000, "n_parallel": 256}}, timeout=60
     )
 
     assert refused.status_code == 507

@@ -106,7 +106,7 @@ def test_end_tokens_are_the_configs_and_the_tokenizers(own: Path) -> None:
 
 
 def test_a_model_that_could_never_end_is_refused(own: Path) -> None:
-    change_config(own, "model.eos_token_id", 999_999)
+    change_config(own, "model.eos_token_id", None)
     (own / "tokenizer_config.json").unlink()
 
     with pytest.raises(InvalidModelFile, match="no token of the vocabulary ends an answer"):

@@ -8,7 +8,7 @@ Source: https://onnxruntime.ai/docs/genai/reference/config.html, and src/config.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -263,19 +263,19 @@ def _check_safety(path: Path, document: Mapping[str, Any]) -> tuple[str, dict[st
                     path=str(path),
                 )
         for name, values in _provider_options(path, options.get("provider_options")):
-            if name in ("cpu", "CPUExecutionProvider"):
-                continue
-            if name not in PROVIDERS:
+            name = "cpu" if name == "CPUExecutionProvider" else name
+            if name != "cpu" and name not in PROVIDERS:
                 raise ModelLoadFailed(
                     f"{path} was exported for {name!r}; this engine runs on cpu, {', '.join(PROVIDERS)}: take another variant"
                 )
-            unknown = sorted(set(values) - PROVIDER_OPTIONS[name])
+            unknown = sorted(set(values) - PROVIDER_OPTIONS.get(name, frozenset()))
             if unknown:
                 raise InvalidModelFile(
                     f"{path} has the option {unknown[0]!r} of {name}, which hostler does not know to be harmless; remove it",
                     path=str(path),
                 )
-            provider, chosen = name, {key: str(value) for key, value in values.items()}
+            if name != "cpu":
+                provider, chosen = name, {key: str(value) for key, value in values.items()}
     return provider, chosen
 
 
@@ -333,6 +333,7 @@ def _described(
     path: Path, config_path: Path, config: _Config, graph: OnnxFile, provider: str, options: dict[str, str]
 ) -> ModelFolder:
     model, decoder = config.model, config.model.decoder
+    name = Path(graph.path).name
     if model.context_length < 2:
         raise InvalidModelFile(f"{config_path}: context_length is {model.context_length}", path=str(config_path))
     logits = graph.output(str(decoder.outputs.get("logits", "logits")))
@@ -341,12 +342,22 @@ def _described(
             f"{graph.path} has no output named {decoder.outputs.get('logits', 'logits')!r}", path=graph.path
         )
     rows = logits.shape[-1] if logits.shape else "?"
-    if isinstance(rows, int) and rows > 0 and model.vocab_size > rows:
-        raise InvalidModelFile(
-            f"{config_path} says vocab_size {model.vocab_size}, and {Path(graph.path).name} computes {rows} logits",
-            path=str(config_path),
-        )
-    ends = model.eos_token_id if isinstance(model.eos_token_id, list) else [model.eos_token_id]
+    n_vocab = rows if isinstance(rows, int) and rows > 0 else model.vocab_size
+    heads = decoder.num_attention_heads
+    ends = [token for token in _listed(model.eos_token_id) if token is not None]
+    is_foreign = bool(ends) and not any(0 <= token < n_vocab for token in ends)
+    for is_wrong, what in (
+        (model.vocab_size < 1, f"vocab_size {model.vocab_size}, and a model has tokens"),
+        (n_vocab != model.vocab_size, f"vocab_size {model.vocab_size}, and {name} computes {n_vocab} logits"),
+        (heads and graph.n_heads and heads != graph.n_heads, f"{heads} heads, and {name} has {graph.n_heads}"),
+        (
+            graph.n_positions and model.context_length > graph.n_positions,
+            f"context_length {model.context_length}, and {name} has rotary embeddings for {graph.n_positions} positions",
+        ),
+        (is_foreign, f"eos_token_id {ends}, and the vocabulary has {n_vocab} tokens"),
+    ):
+        if is_wrong:
+            raise InvalidModelFile(f"{config_path} says {what}: they do not belong together", path=str(config_path))
     kv_inputs, kv_outputs, objection = _kv_names(config_path, decoder, graph)
     first = graph.input(kv_inputs[0]) if kv_inputs else None
     position_ids = str(decoder.inputs.get("position_ids", "position_ids"))
@@ -355,12 +366,12 @@ def _described(
         model_type=model.type,
         graph=graph,
         context_length=model.context_length,
-        n_vocab=rows if isinstance(rows, int) and rows > 0 else model.vocab_size,
+        n_vocab=n_vocab,
         n_layers=len(kv_inputs) // 2,
         n_heads_kv=_fixed(first.shape, 1) if first else decoder.num_key_value_heads,
         n_head=_fixed(first.shape, 3) or decoder.head_size if first else decoder.head_size,
         hidden_size=decoder.hidden_size,
-        end_tokens=tuple(token for token in ends if token is not None),
+        end_tokens=tuple(ends),
         bos_token=model.bos_token_id,
         provider=provider,
         provider_options=options,
@@ -428,11 +439,17 @@ def _objection(folder: ModelFolder, config: _Config, logits_element: int) -> str
         return "its KV cache slides"
     if not config.search.past_present_share_buffer:
         return "its KV cache is a new one in every step"
+    if "If" in folder.graph.operators:
+        return "it computes otherwise above some length, which rows of different lengths in one run would mix up"
     if "GroupQueryAttention" not in folder.graph.operators:
         return "its attention cannot write into a KV cache in place"
     if folder.kv_element not in _KV_BYTES or logits_element not in _KV_BYTES:
         return "its numbers are neither float32 nor float16"
     return "" if folder.n_heads_kv and folder.n_head else "the shape of its KV cache is not fixed"
+
+
+def _listed(tokens: int | list[int] | None) -> Sequence[int | None]:
+    return tokens if isinstance(tokens, list) else [tokens]
 
 
 def _fixed(shape: tuple[int | str, ...], place: int) -> int:

@@ -108,6 +108,10 @@ def _last_logits(generator: Any) -> np.ndarray:
     return np.array(logits.reshape(-1, logits.shape[-1])[-1], np.float32)
 
 
+def _version(library: ModuleType) -> str:
+    return str(getattr(library, "__version__", "that is installed"))
+
+
 def _load(library: ModuleType, folder: ModelFolder, device: str, n_threads: int, spin_us: int) -> Any:
     try:
         config = library.Config(folder.path)
@@ -131,6 +135,10 @@ def _load(library: ModuleType, folder: ModelFolder, device: str, n_threads: int,
             "another of its extras, and the device's driver. Nothing falls back to the CPU in silence: set device to cpu if "
             "that is wanted"
         )
+        if "Unsupported model_type" in str(error):
+            advice = (
+                f". The model is newer than onnxruntime-genai {_version(library)}, or of a kind it does not run: update it"
+            )
         raise ModelLoadFailed(
             f"{folder.path} cannot be loaded on {device}: {error}{advice}", last_output=str(error)
         ) from error

@@ -16,7 +16,19 @@ from pathlib import Path
 import msgspec
 
 from hostler import InvalidModelFile
-from hostler_onnxgenai.wire import BYTES, VARINT, BrokenError, Field, as_bytes, as_text, fields, key, tagged, varint
+from hostler_onnxgenai.wire import (
+    BYTES,
+    VARINT,
+    BrokenError,
+    Field,
+    as_bytes,
+    as_text,
+    fields,
+    key,
+    read_varint,
+    tagged,
+    varint,
+)
 
 FLOAT, FLOAT16, BFLOAT16, INT64 = 1, 10, 16, 7
 """TensorProto.DataType."""
@@ -26,7 +38,10 @@ MAX_EDITED_BYTES = 32 * 1024 * 1024
 _MODEL_OPSET, _MODEL_GRAPH = 8, 7
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
 _NODE_INPUT, _NODE_OUTPUT, _NODE_OP = 1, 2, 4
-_TENSOR_NAME, _TENSOR_EXTERNAL, _TENSOR_LOCATION = 8, 13, 14
+_TENSOR_DIMS, _TENSOR_NAME, _TENSOR_EXTERNAL, _TENSOR_LOCATION = 1, 8, 13, 14
+_NODE_ATTRIBUTE, _ATTRIBUTE_NAME, _ATTRIBUTE_INT = 5, 1, 3
+_TABLE_INPUTS = {"GroupQueryAttention": (7, 8), "RotaryEmbedding": (2, 3)}
+"""Operator -> which of its inputs are tables of cosines and sines, a row for each position."""
 _ELEMENTWISE = frozenset({"Cast", "Div", "Mul", "Tanh"})
 """What may stand between the projection to the vocabulary and the logits: a cast, a scale, a soft cap."""
 _PROJECTIONS = frozenset({"MatMul", "MatMulNBits", "Gemm"})
@@ -54,6 +69,10 @@ class OnnxFile(msgspec.Struct, frozen=True):
     """Of ONNX itself."""
     external: dict[str, int]
     """Data file, as the graph names it -> bytes of it that the graph refers to."""
+    n_heads: int = 0
+    """Heads of its attention; 0: it does not say, or not one number."""
+    n_positions: int = 0
+    """Tokens that its tables of rotary embeddings have a row for; 0: it has none, or computes them."""
 
     def input(self, name: str) -> Port | None:
         """The input of that name."""
@@ -130,21 +149,57 @@ def _read(path: str, size: int, view: memoryview) -> OnnxFile:
     outputs: list[Port] = []
     operators: set[str] = set()
     external: dict[str, int] = {}
+    tables: set[str] = set()
+    heads: set[int] = set()
+    n_rows: dict[str, int] = {}
     for number, wire, value, _, _ in fields(graph):
         if wire != BYTES:
             continue
         content = as_bytes(value)
         if number == _GRAPH_NODE:
-            operators.update(as_text(item) for inner, _, item, _, _ in fields(content) if inner == _NODE_OP)
+            operator = next((as_text(item) for inner, _, item, _, _ in fields(content) if inner == _NODE_OP), "")
+            operators.add(operator)
+            if operator in _TABLE_INPUTS:
+                names = [as_text(item) for inner, _, item, _, _ in fields(content) if inner == _NODE_INPUT]
+                tables.update(names[place] for place in _TABLE_INPUTS[operator] if place < len(names) and names[place])
+            if operator == "GroupQueryAttention":
+                heads.add(_attribute(content, "num_heads"))
         elif number == _GRAPH_INITIALIZER:
-            _note_external(content, external)
+            name = _note_external(content, external)
+            n_rows[name] = next((_dim(item) for inner, _, item, _, _ in fields(content) if inner == _TENSOR_DIMS), 0)
         elif number == _GRAPH_INPUT:
             inputs.append(_port(content))
         elif number == _GRAPH_OUTPUT:
             outputs.append(_port(content))
     if not outputs:
         raise BrokenError("its graph has no outputs")
-    return OnnxFile(path, size, tuple(inputs), tuple(outputs), frozenset(operators), opset, external)
+    return OnnxFile(
+        path,
+        size,
+        tuple(inputs),
+        tuple(outputs),
+        frozenset(operators),
+        opset,
+        external,
+        n_heads=heads.pop() if len(heads) == 1 else 0,
+        n_positions=min((n_rows[name] for name in tables if n_rows.get(name)), default=0),
+    )
+
+
+def _attribute(node: memoryview, name: str) -> int:
+    """A node's whole number of that name; 0: it has none."""
+    for number, _, value, _, _ in fields(node):
+        if number == _NODE_ATTRIBUTE:
+            inner = {field: item for field, _, item, _, _ in fields(as_bytes(value))}
+            found = inner.get(_ATTRIBUTE_INT)
+            if _ATTRIBUTE_NAME in inner and as_text(inner[_ATTRIBUTE_NAME]) == name and isinstance(found, int):
+                return found
+    return 0
+
+
+def _dim(value: int | memoryview) -> int:
+    """The first of a tensor's dimensions, which newer writers pack into one field."""
+    return value if isinstance(value, int) else read_varint(value)
 
 
 def _port(view: memoryview) -> Port:
@@ -172,7 +227,8 @@ def _dimension(view: memoryview) -> int | str:
     return "?"
 
 
-def _note_external(tensor: memoryview, external: dict[str, int]) -> None:
+def _note_external(tensor: memoryview, external: dict[str, int]) -> str:
+    """Note which part of which file it takes; gives its name."""
     entries: dict[str, str] = {}
     is_external = False
     name = ""
@@ -185,7 +241,7 @@ def _note_external(tensor: memoryview, external: dict[str, int]) -> None:
         elif number == _TENSOR_NAME:
             name = as_text(value)
     if not is_external:
-        return
+        return name
     location = entries.get("location", "")
     try:
         end = int(entries.get("offset", "0") or 0) + int(entries.get("length", "0") or 0)
@@ -194,6 +250,7 @@ def _note_external(tensor: memoryview, external: dict[str, int]) -> None:
     if not location or end < 0:
         raise BrokenError(f"the tensor {name!r} names no data file")
     external[location] = max(external.get(location, 0), end)
+    return name
 
 
 # -- the change -------------------------------------------------------------------------------------------------------

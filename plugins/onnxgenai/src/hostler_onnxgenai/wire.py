@@ -64,6 +64,15 @@ def _read_varint(view: memoryview, position: int) -> tuple[int, int]:
         shift += 7
 
 
+def read_varint(view: memoryview) -> int:
+    """The number that bytes begin with.
+
+    Raises:
+        BrokenError: They begin with none.
+    """
+    return _read_varint(view, 0)[0]
+
+
 def varint(value: int) -> bytes:
     """A number of 0 or more."""
     out = bytearray()
