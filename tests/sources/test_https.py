@@ -57,3 +57,9 @@ def test_what_is_no_url_is_refused(reference):
 )
 def test_the_file_name_is_always_a_plain_one(path, filename):
     assert resolve(f"https://host{path}", CONTEXT).files[0].filename == filename
+
+
+@pytest.mark.parametrize("name", ["genai_config.json", "model.onnx", "model.onnx.data"])
+def test_one_file_of_a_model_folder_is_refused_with_the_way_to_the_folder(name):
+    with pytest.raises(InvalidRequest, match="hf:OWNER/REPO:FOLDER"):
+        resolve(f"https://host/phi/cpu-int4/{name}", CONTEXT)

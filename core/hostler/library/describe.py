@@ -125,7 +125,9 @@ def _describe_folder(folder: Path) -> Found:
     models = [path for path in files if not is_projector(path.name)]
     firsts = [path for path in models if path.name == (names.split_part_names(path.name) or (path.name,))[0]]
     if not models:
-        raise InvalidRequest(f"{folder} holds neither a GGUF file nor a {GENAI_CONFIG}", param="path")
+        within = sorted(path.parent.relative_to(folder).as_posix() for path in folder.glob(f"*/{GENAI_CONFIG}"))
+        hint = f"; model folders lie below it: {', '.join(within[:8])}" if within else ""
+        raise InvalidRequest(f"{folder} holds neither a GGUF file nor a {GENAI_CONFIG}{hint}", param="path")
     if len(firsts) != 1:
         listed = ", ".join(path.name for path in (firsts or models)[:8])
         raise InvalidRequest(f"{folder} holds {len(firsts)} whole models ({listed}); name the file of one", param="path")

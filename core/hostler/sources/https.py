@@ -42,6 +42,12 @@ def resolve(reference: str, context: SourceContext) -> ResolvedSource:  # noqa: 
     address = f"[{host}]" if ":" in host else host
     address = address if port is None else f"{address}:{port}"
     filename = safe_filename(unquote(parts.path), "model.gguf")
+    if filename.lower().endswith((".onnx", ".onnx.data", "genai_config.json")):
+        raise InvalidRequest(
+            f"{names.shown_url(url)} is one file of a model folder, and a URL brings one file; pull the folder as "
+            "hf:OWNER/REPO:FOLDER, or download it whole and import it",
+            param="source_url",
+        )
     if not filename.lower().endswith(".gguf"):
         filename += ".gguf"
     return ResolvedSource(

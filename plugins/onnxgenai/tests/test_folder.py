@@ -188,6 +188,15 @@ def test_a_graph_that_branches_by_length_is_noted(own: Path, monkeypatch: pytest
     assert "above some length" in read_folder(own).objection
 
 
+def test_an_export_with_paged_attention_is_refused_and_says_what_to_take(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = read_onnx(own / "model.onnx")
+    paged = msgspec.structs.replace(graph, operators=frozenset({"PagedAttention"}))
+    monkeypatch.setattr("hostler_onnxgenai.folder.read_onnx", lambda _: paged)
+
+    with pytest.raises(ModelLoadFailed, match="export without use_paged_attention"):
+        read_folder(own)
+
+
 def test_other_attention_is_noted(own: Path) -> None:
     path = own / "model.onnx"
     path.write_bytes(path.read_bytes().replace(b"GroupQueryAttention", b"MultiHeadAttentions"))

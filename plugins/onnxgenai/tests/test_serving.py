@@ -101,6 +101,15 @@ def test_a_spoilt_folder_is_refused_with_its_reason_and_nobody_else_notices(
         run_hostler(server.home, "rm", "bad")
 
 
+def test_a_folder_of_model_folders_is_refused_and_names_them(server: Server, tmp_path: Path) -> None:
+    tinymodel.write_llama(tmp_path / "cpu-int4")
+
+    refused = run_hostler(server.home, "import", str(tmp_path), "--id", "bad")
+
+    assert refused.returncode != 0
+    assert "model folders lie below it: cpu-int4" in " ".join(refused.stderr.split())
+
+
 def test_more_memory_than_there_is_is_refused_before_the_load(server: Server, tmp_path: Path) -> None:
     folder = tinymodel.write_llama(tmp_path / "huge", n_ctx=1_000_000)
     assert run_hostler(server.home, "import", str(folder), "--id", "huge").returncode == 0

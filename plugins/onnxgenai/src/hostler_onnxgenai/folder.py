@@ -153,6 +153,11 @@ def read_folder(path: Path) -> ModelFolder:
         raise ModelLoadFailed(f"{config_path} describes a pipeline of several graphs; this engine runs single decoders only")
     graph_path = member(path, decoder.filename, config_path)
     graph = read_onnx(graph_path)
+    if "PagedAttention" in graph.operators:
+        raise ModelLoadFailed(
+            f"{graph.path} is an export with paged attention, which only onnxruntime-genai's own Engine runs; hostler does "
+            "not use it, because it chooses tokens by itself: take or make an export without use_paged_attention"
+        )
     _check_external(path, graph)
     _check_tokenizer(path)
     return _described(path, config_path, config, graph, provider, options)
