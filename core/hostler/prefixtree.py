@@ -289,15 +289,20 @@ class PrefixTree:
             node.kept = None
         self.prune(node)
 
-    def make_room(self, n_bytes: int, stays: Sequence[PrefixNode] = ()) -> bool:
+    def make_room(self, n_bytes: int, stays: Sequence[PrefixNode] = (), *, for_pinned: bool = True) -> bool:
         """Evict until so many bytes fit; whether they do.
 
         Args:
             stays: Nodes that are needed right now, save their checkpoints; of the last that, too.
+            for_pinned: The bytes are for something pinned, so older pins may go for it; nothing else displaces a pin.
         """
         if self.n_bytes + n_bytes <= self.budget_bytes:
             return True
         n_staying = sum(node.kept.n_bytes for node in stays if node.kept is not None and not node.kept.has_checkpoint())
+        protected = set(map(id, stays))
+        if not for_pinned:
+            pins = (node for node in self.nodes() if node.pinned_at and id(node) not in protected)
+            n_staying += sum(node.kept.n_bytes for node in pins if node.kept is not None)
         if n_bytes + n_staying > self.budget_bytes:
             return False  # nothing is evicted in vain
         protected = set(map(id, stays))
@@ -313,7 +318,7 @@ class PrefixTree:
         spare = self.budget_bytes // 32 if len(heap) > MANY_NODES else 0
         while heap and self.n_bytes + n_bytes > self.budget_bytes - spare:
             is_pinned, *_, is_whole, node = heapq.heappop(heap)
-            if is_pinned and self.n_bytes + n_bytes <= self.budget_bytes:
+            if is_pinned and (not for_pinned or self.n_bytes + n_bytes <= self.budget_bytes):
                 break
             if is_whole:
                 if node.pinned_at:

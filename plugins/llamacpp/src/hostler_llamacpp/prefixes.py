@@ -233,7 +233,7 @@ class Prefixes:
             return
         n_more = 0 if checkpoint is None else checkpoint.nbytes
         n_bytes = len(node.tokens) * self.layout.token_bytes + n_more - (node.kept.n_bytes if node.kept is not None else 0)
-        if not self.tree.make_room(n_bytes, stays):
+        if not self.tree.make_room(n_bytes, stays, for_pinned=node.pinned_at > 0):
             if self.is_exact_anywhere:
                 self._keep_beginning(node, stays, state)
             return
@@ -248,7 +248,8 @@ class Prefixes:
         n_fitting = (self.tree.budget_bytes - n_staying) // self.layout.token_bytes
         if node.kept is None and MIN_KEPT_TOKENS <= n_fitting < len(node.tokens):
             upper = self.tree.split(node, n_fitting)
-            if self.tree.make_room(n_fitting * self.layout.token_bytes, [upper, *stays]):
+            n_bytes = n_fitting * self.layout.token_bytes
+            if self.tree.make_room(n_bytes, [upper, *stays], for_pinned=upper.pinned_at > 0):
                 self.tree.keep(upper, Rows.taken_from(state, upper.start, upper.end))
 
     # -- disk -----------------------------------------------------------------------------------------------------------
