@@ -305,7 +305,6 @@ class PrefixTree:
             n_staying += sum(node.kept.n_bytes for node in pins if node.kept is not None)
         if n_bytes + n_staying > self.budget_bytes:
             return False  # nothing is evicted in vain
-        protected = set(map(id, stays))
         heap: list[_Offer] = []
         for node in self.nodes():
             if node.kept is None:

@@ -156,6 +156,9 @@ def test_a_setting_chooses_among_the_models_files_only(library, home):
     write_manifest(folder, Manifest("a", "a", 1, files=both, is_complete=True, settings={"llama_model_path": "./v.gguf"}))
     assert library.files("a").primary == str(folder / "v.gguf")
     assert library.files("a").others == (str(folder / "w.gguf"),)
+    assert library.files("a", {"llama_model_path": "w.gguf"}).primary == str(folder / "w.gguf")
+    with pytest.raises(InvalidRequest, match="none of its files"):
+        library.files("a", {"llama_model_path": "x.gguf"})
 
     library.update("a", settings={"llama_model_path": "/etc/passwd"})
     with pytest.raises(InvalidRequest, match="none of its files") as raised:
