@@ -18,13 +18,21 @@ import msgspec
 from hostler.config import Settings
 from hostler.domain import MemoryEstimate
 from hostler.engine import EngineSettings, EngineSpec, ModelFiles
-from hostler.errors import EngineUnavailable, InsufficientMemory, StartCancelled
+from hostler.errors import (
+    EngineUnavailable,
+    InsufficientMemory,
+    ModelLoadFailed,
+    ModelNotDownloaded,
+    ModelNotFound,
+    StartCancelled,
+)
 from hostler.hosted import HostedModel, StartAttempt
 from hostler.keptprefixes import KeptPrefixes, write_model_id
 from hostler.ledger import AUTO_CTX_LEN, MIB, Grant, Ledger, machine_memory_bytes
 from hostler.library.disk import free_bytes
 from hostler.library.fields import AUTO, settings_with_defaults
 from hostler.library.manifest import Manifest
+from hostler.library.store import Library
 from hostler.worker.wire import PromptSettings
 
 PATIENCE_S = 0.2
@@ -46,6 +54,8 @@ class Plan(msgspec.Struct, frozen=True):
     wanted_ctx_len: int
     digest: str = ""
     """What is known of the files' content."""
+    draft_path: str = ""
+    """Primary file of the model that `draft_model` names."""
 
     @property
     def has_cache(self) -> bool:
@@ -55,7 +65,7 @@ class Plan(msgspec.Struct, frozen=True):
     def engine_settings(self, ctx_len: int) -> EngineSettings:
         """The settings as the engine gets them."""
         known = {name: value for name, value in self.settings.items() if name in _ENGINE_FIELDS}
-        return EngineSettings(ctx_len=ctx_len, **known)
+        return EngineSettings(ctx_len=ctx_len, **{**known, "draft_path": self.draft_path})
 
     def prompt_settings(self, chosen: dict[str, Any]) -> PromptSettings:
         """How messages become text; only what was set counts, defaults would hide the file's template."""
@@ -94,6 +104,29 @@ class Placed(msgspec.Struct, frozen=True):
     settings: EngineSettings
     warnings: tuple[str, ...]
     """What it got less of than was set."""
+
+
+def draft_path(library: Library, manifest: Manifest, settings: dict[str, Any]) -> str:
+    """The file of the model that is to guess for another one; empty where none is, or nothing is guessed.
+
+    Raises:
+        ModelLoadFailed: There is no such model, or it is of another format; naming both.
+    """
+    name = settings.get("draft_model")
+    if not name or settings["speculation"] == "off":
+        return ""
+    try:
+        other = library.find(name).manifest
+        if other.engine_format != manifest.engine_format:
+            raise ModelLoadFailed(
+                f"The draft_model of {manifest.id} is {other.id}, whose format is {other.format!r}; it must be "
+                f"{manifest.format!r}, too"
+            )
+        return library.files(other.id).primary
+    except (ModelNotFound, ModelNotDownloaded) as error:
+        raise ModelLoadFailed(
+            f"The draft_model of {manifest.id} is {name!r}, which is not there: {error.message}. Pull it, or unset draft_model"
+        ) from error
 
 
 class Placement:

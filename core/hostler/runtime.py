@@ -44,7 +44,7 @@ from hostler.library.store import Library, LibraryEntry
 from hostler.listeners import Listeners
 from hostler.modelcache import ModelCache
 from hostler.modeldigest import known_digest
-from hostler.placement import Placement, Plan, context_limit, wanted_ctx_len
+from hostler.placement import Placement, Plan, context_limit, draft_path, wanted_ctx_len
 from hostler.plugins import Plugins
 from hostler.records.store import Records
 from hostler.reloading import Reloaded, Reloading
@@ -637,7 +637,8 @@ class Runtime:
         limit = context_limit(spec, files, manifest)
         is_auto = settings["ctx_len"] == AUTO
         wanted = wanted_ctx_len(settings["ctx_len"], limit, spec)
-        return Plan(spec, files, settings, is_auto, wanted, known_digest(manifest))
+        draft = draft_path(self.library, manifest, settings)
+        return Plan(spec, files, settings, is_auto, wanted, known_digest(manifest), draft)
 
     def _engine_of(self, entry: LibraryEntry) -> EngineSpec | None:
         return self.plugins.engine_for(entry.manifest.engine_format, entry.manifest.engine or None)

@@ -194,6 +194,13 @@ SETTINGS: tuple[Field, ...] = (
     ),
     Field("flash_attn", bool, True, "Flash attention where the engine has it."),
     Field("speculation", str, AUTO, "auto: guess tokens in advance where that pays; off: never.", choices=(AUTO, "off")),
+    Field(
+        "draft_model",
+        str,
+        None,
+        "Id of a small model of the same vocabulary that guesses tokens in advance; unset: only what stood before is guessed.",
+        is_name=True,
+    ),
     Field("n_draft_max", int, 32, "Most tokens guessed at once for one answer.", 1, 48, aliases=("draft_max",)),
     Field("use_mmap", bool, True, "Map weight files instead of reading them."),
     Field("mlock", bool, False, "Keep weights from being swapped out."),

@@ -318,7 +318,10 @@ def chi_squared_p(one: Counter[Any], other: Counter[Any]) -> float:
 
 
 def test_no_guesses_where_they_are_off_or_cannot_be_taken_back(load: Callable[..., Loaded]) -> None:
-    engines: list[LlamaCppEngine] = [load("llama").engine, load("mamba", speculation="auto").engine]
+    engines: list[LlamaCppEngine] = [
+        load("llama").engine,
+        *(load(name, speculation="auto").engine for name in ("mamba", "gemma3")),
+    ]
 
     assert all(engine._speculation is None for engine in engines)
     for engine in engines:

@@ -68,6 +68,16 @@ class Ngrams:
         return len(self._tokens) - self._n_prompt if self._tokens else 0
 
     @property
+    def tokens(self) -> list[int]:
+        """Prompt and answer; empty before the answer's first token."""
+        return self._tokens
+
+    @property
+    def n_agreed(self) -> int:
+        """How many of the last tokens stood there in the same order; 0: nothing was found."""
+        return self._n_agreed if self._at else 0
+
+    @property
     def has_guess(self) -> bool:
         """The last tokens stood somewhere before."""
         return self._at > 0
@@ -213,6 +223,7 @@ def choose(
     *,
     n_waiting: int = 0,
     prompt_s: float = 0.0,
+    guess_s: float = 0.0,
 ) -> tuple[list[int], int]:
     """Decide who drafts how much in the next step.
 
@@ -222,6 +233,7 @@ def choose(
         n_rows: Guesses that a step has room for.
         n_waiting: Prompts that are evaluated in the step.
         prompt_s: What they add to it.
+        guess_s: What a draft model takes for one guess of everybody; 0: nothing is asked of one.
 
     Returns:
         Places in `sources`, and how many guesses each of them makes; nobody and 0 where plain steps are better.
@@ -244,7 +256,7 @@ def choose(
         total = 0.0
         for n_drafting, index in enumerate(order[: n_rows // length], 1):
             total += gains[index][length]
-            step_s = costs.step_s(n, n_drafting, length) + prompt_s
+            step_s = costs.step_s(n, n_drafting, length) + prompt_s + length * guess_s
             gain = total - (n + n_waiting) * math.log(step_s / plain_s)
             if gain > best_gain:
                 best, best_gain, best_length = n_drafting, gain, length

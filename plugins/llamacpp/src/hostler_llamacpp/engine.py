@@ -30,6 +30,7 @@ from hostler import (
     InvalidRequest,
     MemoryUse,
     ModelFiles,
+    ModelLoadFailed,
     Pace,
     Packing,
     PrefixFiles,
@@ -46,6 +47,7 @@ from hostler_llamacpp import aside, loading, probe
 from hostler_llamacpp.aside import Aside
 from hostler_llamacpp.binding import Batch, LogitRows, log
 from hostler_llamacpp.drafting import Ngrams
+from hostler_llamacpp.draftmodel import DraftModel
 from hostler_llamacpp.embedding import Embedder
 from hostler_llamacpp.loading import Loaded
 from hostler_llamacpp.prefixes import Prefixes, unknown_layout
@@ -72,6 +74,7 @@ class LlamaCppEngine:
 
     def __init__(self) -> None:
         self._loaded: Loaded | None = None
+        self._speculation: Speculation | None = None
         self._runs: dict[int, Run] = {}
         """By sequence id, in the order they came."""
         self._aside: Aside | None = None
@@ -93,12 +96,25 @@ class LlamaCppEngine:
                     self._aside = Aside(loaded, settings, layout)
             else:
                 self._warm_up_embedding(files.primary)
+            self._load_draft_model(loaded, files.primary, settings, progress)
             loading.report(progress, 1.0)
         except BaseException:
+            if self._speculation is not None:
+                self._speculation.free()
             loaded.free()
             raise
         self._loaded = loaded
         return info
+
+    def _load_draft_model(self, loaded: Loaded, path: str, settings: EngineSettings, progress: Progress) -> None:
+        if not settings.draft_path or settings.speculation == "off" or not loaded.context:
+            return
+        if self._speculation is None:
+            raise ModelLoadFailed(
+                f"{Path(path).name} cannot go back to before a wrong guess (it is recurrent, or has sliding windows), so no "
+                "model can guess for it; unset draft_model"
+            )
+        self._speculation.model = DraftModel(loaded, path, settings, progress)
 
     def _start(self, loaded: Loaded, settings: EngineSettings) -> EngineInfo:
         model = loaded.model
@@ -163,7 +179,7 @@ class LlamaCppEngine:
             scratch_bytes=max(MIN_SCRATCH_BYTES, kv_bytes // 8),
         )
         self._speculation = (
-            Speculation(loaded, settings, self._vocabulary.end_tokens)
+            Speculation(loaded, settings, self._vocabulary)
             if loaded.n_draft_rows and self._streams.can_truncate
             else None
         )
@@ -236,6 +252,8 @@ class LlamaCppEngine:
                 self._aside.close()
                 self._aside = self._aside_run = None
             self._embedder.free()
+            if self._speculation is not None:
+                self._speculation.free()
             if self._loaded.context:
                 self._streams.close(STORING_S)
                 self._streams.prefixes.close(PREFIX_FILES_CLOSE_S)
@@ -246,8 +264,10 @@ class LlamaCppEngine:
     def memory(self) -> MemoryUse:
         """See Engine. Weights as mapped, repacked copies included."""
         use, more = self._memory_use, [self._embedder.buffer_bytes, self._aside.buffer_bytes if self._aside else {}]
+        if self._speculation is not None and self._speculation.model is not None:
+            more.append(self._speculation.model.buffer_bytes)
         return MemoryUse(
-            use.weights_bytes,
+            use.weights_bytes + sum(one.get("model", 0) for one in more),
             use.kv_bytes + sum(one.get("KV", 0) + one.get("RS", 0) for one in more),
             use.compute_bytes + sum(one.get("compute", 0) + one.get("output", 0) for one in more),
             self._streams.prefixes.n_bytes if self._loaded is not None and self._loaded.context else 0,
@@ -286,6 +306,8 @@ class LlamaCppEngine:
         """Forget a sequence; its stream keeps what was evaluated."""
         del self._runs[run.sink.id]
         run.sampler.close()
+        if self._speculation is not None:
+            self._speculation.drop(run.sink.id)
         if run is self._aside_run:
             self._take_from_aside()
         if run.stream is not None:

@@ -77,8 +77,16 @@ def estimate(path: Path, settings: EngineSettings) -> MemoryEstimate:
         kv = _kv_bytes(header, settings)
         compute = _compute_bytes(header, settings) + (embedding_bytes(header, settings) if settings.embedding else 0)
         compute += _aside_bytes(header, settings)
+    own = MemoryEstimate(weights_bytes=weights + repacked, kv_bytes=kv, compute_bytes=compute + vocabulary + PROCESS_BYTES)
+    if not settings.draft_path or settings.speculation == "off":
+        return own
+    # The draft model has streams as long and as many, and lives in the same process; nothing is guessed for it.
+    alone = msgspec.structs.replace(settings, draft_path="", speculation="off", embedding=False, extra={"swa_full": True})
+    other = estimate(Path(settings.draft_path), alone)
     return MemoryEstimate(
-        weights_bytes=weights + repacked, kv_bytes=kv, compute_bytes=compute + vocabulary + PROCESS_BYTES
+        weights_bytes=own.weights_bytes + other.weights_bytes,
+        kv_bytes=own.kv_bytes + other.kv_bytes,
+        compute_bytes=own.compute_bytes + other.compute_bytes - PROCESS_BYTES,
     )
 
 

@@ -138,6 +138,17 @@ def load(files: ModelFiles, settings: EngineSettings, progress: Progress) -> Loa
     )
 
 
+def load_beside(path: Path, settings: EngineSettings, progress: Progress) -> int:
+    """Load another model on the same devices, whose context the caller makes; its progress is only asked whether to go on.
+
+    Raises:
+        ModelLoadFailed, InvalidModelFile: With llama.cpp's own last words.
+    """
+    if not path.is_file():
+        raise ModelLoadFailed(f"{path} does not exist or is no file; pull or import the draft model again")
+    return _load_model(path, settings, gpus(settings.device), lambda _: progress(0.96))
+
+
 def report(progress: Progress, fraction: float) -> None:
     """Tell how far a load is.
 
@@ -299,7 +310,7 @@ def context_params(settings: EngineSettings, cache_type: int, n_threads: int) ->
 
 def _draft_rows(model: int, settings: EngineSettings) -> int:
     """Guesses that a step has room for; none where a sequence could not be taken back to before a wrong one."""
-    if llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model):
+    if llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model) or llama.llama_model_n_swa(model):
         return 0
     return draft_rows(settings, int(llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))))
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from hostler import SequenceSink, Turn
 from hostler_llamacpp.drafting import Ngrams
+from hostler_llamacpp.draftmodel import Follower
 from hostler_llamacpp.sampling import Sampler
 from hostler_llamacpp.streams import Stream
 
@@ -18,7 +19,8 @@ class Run(Turn):
     """
 
     __slots__ = (
-        "draft", "last_token", "n_aside", "n_done", "n_known", "n_prompt", "ngrams", "prompt", "sampler", "sink", "stream",
+        "draft", "guesser", "last_token", "n_aside", "n_done", "n_known", "n_prompt", "ngrams", "prompt", "sampler", "sink",
+        "stream",
     )  # fmt: skip
 
     def __init__(self, sink: SequenceSink, prompt: np.ndarray, sampler: Sampler, ngrams: Ngrams | None) -> None:
@@ -40,6 +42,8 @@ class Run(Turn):
         """None: nothing is guessed for it."""
         self.draft: list[int] = []
         """Guesses that are evaluated behind `last_token` in the step under way; in the stream until they are judged."""
+        self.guesser: Follower | None = None
+        """Whose they are, where a draft model made them."""
 
     def n_missing(self) -> int:
         """Prompt tokens that are not in the KV cache, or will not be once it has its stream."""

@@ -11,9 +11,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from hostler import EngineSettings, TokenLogprob
-from hostler_llamacpp.drafting import Ngrams, StepCosts, choose
+from hostler_llamacpp.drafting import Source, StepCosts, choose
+from hostler_llamacpp.draftmodel import DraftModel, Follower
 from hostler_llamacpp.loading import Loaded
 from hostler_llamacpp.run import Run
+from hostler_llamacpp.vocabulary import Vocabulary
+
+LONG_FIND = 8
+"""So many tokens that have stood there before say more than a draft model does, and cost nothing."""
 
 Picked = tuple[int, TokenLogprob | None]
 
@@ -21,19 +26,19 @@ Picked = tuple[int, TokenLogprob | None]
 class Speculation:
     """Who drafts, and what it costs."""
 
-    def __init__(self, loaded: Loaded, settings: EngineSettings, end_tokens: frozenset[int]) -> None:
-        """Nothing is known yet.
-
-        Args:
-            end_tokens: An answer never goes on behind one, so none is guessed.
-        """
+    def __init__(self, loaded: Loaded, settings: EngineSettings, vocabulary: Vocabulary) -> None:
+        """Nothing is known yet."""
+        self._n_vocab = vocabulary.n_tokens
         self._n_ctx = loaded.n_ctx
         self._n_rows = loaded.n_draft_rows
         self._n_most = settings.n_draft_max
-        self._end_tokens = end_tokens
+        self._end_tokens = vocabulary.end_tokens
+        """An answer never goes on behind one, so none is guessed."""
         self._costs = StepCosts(loaded.n_slots)
         self._row_s = 0.0
         """A token of a prompt."""
+        self.model: DraftModel | None = None
+        """Guesses where nothing was found that stood before."""
         self._chosen = (0, 0)
         """How many sequences draft in this step, and how much each; 0: it is a plain one."""
 
@@ -53,32 +58,77 @@ class Speculation:
             n_waiting: Of so many prompts.
         """
         self._chosen = (0, 0)
-        found: list[tuple[Run, Ngrams, int]] = []
+        found: list[tuple[Run, Source, int]] = []
+        guess_s = 0.0
         for run in decoding:
             ngrams = run.ngrams
-            if ngrams is None or not ngrams.has_guess:
+            if ngrams is None:
+                continue
+            source: Source | None = ngrams if ngrams.has_guess else None
+            if self.model is not None and ngrams.n_agreed < LONG_FIND and ngrams.n_written:
+                source = self._follower(self.model, run) or source
+            if source is None:
                 continue
             assert run.stream is not None
             n_most = min(
                 self._n_most, self._n_ctx - run.stream.n_tokens - 1, run.sink.params.max_tokens - ngrams.n_written - 1
             )
             if n_most > 0:
-                found.append((run, ngrams, n_most))
+                found.append((run, source, n_most))
+                if self.model is not None and isinstance(source, Follower):
+                    guess_s = self.model.pass_s
         if not found:
             return False
         places, length = choose(
-            [(ngrams, n_most) for _, ngrams, n_most in found],
+            [(source, n_most) for _, source, n_most in found],
             len(decoding),
             self._costs,
             self._n_rows,
             n_waiting=n_waiting,
             prompt_s=n_prompt * self._row_s,
+            guess_s=guess_s,
         )
+        followed: list[tuple[Run, Follower]] = []
         for place in places:
-            run, ngrams, n_most = found[place]
-            run.draft = self._before_end(ngrams.draft(min(length, n_most)))
+            run, source, n_most = found[place]
+            if isinstance(source, Follower):
+                followed.append((run, source))
+            elif run.ngrams is not None:
+                run.draft = self._before_end(run.ngrams.draft(min(length, n_most)))
+        for _, source, _ in found:
+            if isinstance(source, Follower) and not places:
+                source.forget()
+        if self.model is not None and followed:
+            self._ask(self.model, followed, length)
         self._chosen = (len(places), length)
-        return bool(places)
+        return any(run.draft for run, _, _ in found)
+
+    def free(self) -> None:
+        """Free the draft model, if there is one."""
+        if self.model is not None:
+            self.model.free()
+            self.model = None
+
+    def drop(self, sequence_id: int) -> None:
+        """A sequence is over."""
+        if self.model is not None:
+            self.model.drop(sequence_id)
+
+    def _follower(self, model: DraftModel, run: Run) -> Follower | None:
+        assert run.ngrams is not None
+        follower = model.follower(run.sink.id)
+        tokens = run.ngrams.tokens
+        return follower if model.can_read(tokens[min(len(follower.known), len(tokens) - 1) :]) else None
+
+    def _ask(self, model: DraftModel, followed: list[tuple[Run, Follower]], length: int) -> None:
+        """Let the draft model guess for these."""
+        members = [(follower, run.ngrams.tokens) for run, follower in followed if run.ngrams is not None]
+        for (run, follower), guesses in zip(followed, model.draft(members, length), strict=True):
+            assert run.ngrams is not None
+            n_most = min(length, self._n_ctx - len(run.ngrams.tokens), run.sink.params.max_tokens - run.ngrams.n_written - 1)
+            draft = self._before_end(guesses[: max(0, n_most)])
+            if max(draft, default=0) < self._n_vocab:  # the draft model may have some tokens more
+                run.draft, run.guesser = draft, follower
 
     def learn(self, decoding: Sequence[Run], n_prompt: int, elapsed_s: float) -> None:
         """Note what the step took."""
@@ -117,4 +167,7 @@ def pick(run: Run, logits: Sequence[np.ndarray], index: int) -> list[Picked]:
         if n < len(draft) and picked[-1][0] != draft[n]:
             break
     run.sink.drafted(len(draft), len(picked) - 1)
+    if run.guesser is not None:
+        run.guesser.judged(len(draft), len(picked) - 1)
+        run.guesser = None
     return picked
