@@ -93,8 +93,8 @@ class Bench:
         self.windows = Windows()
         self._n_sequences = 0
 
-    def measure(self, n_streams: int, n_tokens: int, params: SamplingParams) -> dict[str, float]:
-        """So many streams at once, each with so many new tokens."""
+    def measure(self, n_streams: int, params: SamplingParams) -> dict[str, float]:
+        """So many streams at once, each with as many new tokens as `params` say."""
         segment, inbox, n_open = RingSegment.create(n_streams, RING_BYTES, n_streams), Inbox(), n_streams
         readers = []
 
@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     rounds: dict[tuple[str, int], list[dict[str, float]]] = {(kind, n): [] for kind in kinds for n in streams}
     for number in range(-1, arguments.rounds):
         for (kind, n_streams), results in rounds.items():
-            result = bench.measure(n_streams, arguments.tokens, kinds[kind])
+            result = bench.measure(n_streams, kinds[kind])
             if number >= 0:
                 results.append(result)
     rows = []
