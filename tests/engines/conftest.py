@@ -44,12 +44,15 @@ def make_model(engine: str, runtime: Runtime, folder: Path) -> str:
 
 @pytest.fixture(scope="session")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The server's address; each model has its engine's name as its id."""
+    """The server's address; each model has its engine's name as its id, and `wide` is one that cannot be guided."""
     folder = tmp_path_factory.mktemp("engines")
     settings = load_settings(folder / "home", environ={}).replace(stop_timeout_s=5)
     runtime = Runtime(settings, get_plugins())
     for engine in ENGINES:
         runtime.import_model(make_model(engine, runtime, folder / engine), engine)
+    wide = folder / "wide.echo"
+    wide.write_text('{"bytes_per_token": 3}')
+    runtime.import_model(str(wide), "wide")
     sockets = open_sockets("127.0.0.1", 0)
     server = HttpServer(create_app(runtime, settings), sockets, settings)
     server.start()

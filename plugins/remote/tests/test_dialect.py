@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from hostler import Message, RawPrompt, SamplingParams, UnsupportedParameter
+from hostler import FormatKind, Message, OutputFormat, RawPrompt, SamplingParams, UnsupportedParameter
 from hostler_remote.description import Description, Kind
 from hostler_remote.dialect import FURTHER, NAMES, call_of
 
@@ -26,7 +26,7 @@ def body(raw: RawPrompt = CHAT, *, cache_prompt: bool = True, kind: Kind = "othe
 def test_every_parameter_that_openai_does_not_have_is_known_here() -> None:
     openais = {
         "temperature", "top_p", "frequency_penalty", "presence_penalty", "seed", "logit_bias", "logprobs", "stop",
-        "max_tokens",
+        "max_tokens", "output_format",
     }  # fmt: skip
 
     assert set(FURTHER) == set(SamplingParams.__struct_fields__) - openais
@@ -98,6 +98,39 @@ def test_templates_variables_and_the_cache_go_where_they_are_known() -> None:
         body(raw, kind="openai")
     with pytest.raises(UnsupportedParameter, match="cache_prompt"):
         body(cache_prompt=False, kind="vllm")
+
+
+FORM = OutputFormat(FormatKind.JSON_SCHEMA, '{"type":"object"}', "guided_json", is_strict=True)
+
+
+@pytest.mark.parametrize("fields", [{"kind": "openai"}, {"kind": "ollama"}, {"kind": "vllm"}, {"strict": True}, {}])
+def test_a_schema_goes_to_every_upstream_of_a_chat_as_openai_has_it(fields: dict[str, Any]) -> None:
+    sent = body(**fields, output_format=FORM)
+
+    schema = {"name": "answer", "schema": {"type": "object"}, "strict": True}
+    assert sent["response_format"] == {"type": "json_schema", "json_schema": schema}
+    assert body(**fields, output_format=OutputFormat(FormatKind.JSON_OBJECT))["response_format"] == {"type": "json_object"}
+
+
+def test_other_forms_go_where_they_are_known_and_are_refused_elsewhere() -> None:
+    choice = OutputFormat(FormatKind.CHOICE, '["a","b"]', "guided_choice")
+    grammar = OutputFormat(FormatKind.GBNF, 'root ::= "a"', "grammar")
+
+    assert body(kind="vllm", output_format=choice)["structured_outputs"] == {"choice": ["a", "b"]}
+    assert body(kind="llamacpp", output_format=grammar)["grammar"] == 'root ::= "a"'
+    for fields in ({"kind": "openai"}, {"kind": "llamacpp"}, {"kind": "other"}, {"kind": "vllm", "strict": True}):
+        with pytest.raises(UnsupportedParameter) as caught:
+            body(**fields, output_format=choice)
+        assert caught.value.param == "guided_choice"
+
+
+def test_a_plain_prompt_in_a_form_is_refused_where_only_chats_have_forms() -> None:
+    plain = RawPrompt(prompt="Once")
+
+    assert "response_format" in body(plain, kind="vllm", output_format=FORM)
+    with pytest.raises(UnsupportedParameter) as caught:
+        body(plain, kind="openai", output_format=FORM)
+    assert caught.value.param == "guided_json"
 
 
 def test_openai_gets_four_stop_strings_at_most() -> None:

@@ -10,7 +10,15 @@ from typing import Any
 
 import msgspec
 
-from hostler import SEED_RANDOM, InvalidRequest, RawPrompt, SamplingParams, UnsupportedParameter
+from hostler import (
+    SEED_RANDOM,
+    FormatKind,
+    InvalidRequest,
+    OutputFormat,
+    RawPrompt,
+    SamplingParams,
+    UnsupportedParameter,
+)
 from hostler_remote.description import Description, Kind
 
 CHAT = "/chat/completions"
@@ -41,6 +49,25 @@ KNOW_TEMPLATES = frozenset({"other", "hostler", "llamacpp", "vllm", "sglang"})
 KNOW_CACHE_PROMPT = frozenset({"other", "hostler", "llamacpp"})
 CUT_MAX_TOKENS = frozenset({"hostler", "llamacpp", "ollama"})
 """Kinds that cut an answer to what is left of the context instead of refusing it."""
+
+
+_VLLM_FORMS = {
+    FormatKind.REGEX: "structured_outputs.regex",
+    FormatKind.CHOICE: "structured_outputs.choice",
+    FormatKind.GBNF: "structured_outputs.grammar",
+}
+FORMS: dict[Kind, dict[FormatKind, str]] = {
+    "other": {},
+    "hostler": {**_VLLM_FORMS, FormatKind.LARK: "structured_outputs.grammar"},
+    "llamacpp": {FormatKind.GBNF: "grammar"},
+    "vllm": _VLLM_FORMS,
+    "sglang": {FormatKind.REGEX: "regex"},
+    "ollama": {},
+    "openai": {},
+}
+"""Kind -> the forms beside JSON that it takes, and where in the body."""
+FORMS_IN_COMPLETIONS = frozenset({"hostler", "vllm", "sglang"})
+"""Kinds that take response_format for a plain prompt, too."""
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -103,6 +130,8 @@ def call_of(raw: RawPrompt, params: SamplingParams, description: Description, *,
     if params.logprobs is not None:
         body |= _logprobs(params.logprobs, is_chat=is_chat)
     body |= _further(params, description)
+    if params.output_format is not None:
+        body |= _form(params.output_format, description, is_chat=is_chat)
     if raw.template_kwargs:
         _refuse_unless(description, KNOW_TEMPLATES, "chat_template_kwargs", raw.template_kwargs)
         body["chat_template_kwargs"] = raw.template_kwargs
@@ -116,6 +145,27 @@ def _logprobs(n_top: int, *, is_chat: bool) -> dict[str, Any]:
     if not is_chat:
         return {"logprobs": n_top}
     return {"logprobs": True, "top_logprobs": n_top} if n_top else {"logprobs": True}
+
+
+def _form(form: OutputFormat, description: Description, *, is_chat: bool) -> dict[str, Any]:
+    """The form of the answer as the upstream says it; it is the upstream that holds to it."""
+    if form.kind in (FormatKind.JSON_OBJECT, FormatKind.JSON_SCHEMA):
+        if not is_chat and (description.strict or description.kind not in FORMS_IN_COMPLETIONS):
+            raise _unsupported(description, form.param, form.kind)
+        if form.kind is FormatKind.JSON_OBJECT:
+            return {"response_format": {"type": "json_object"}}
+        schema: dict[str, Any] = {"name": form.name or "answer", "schema": msgspec.json.decode(form.source)}
+        if form.description:
+            schema["description"] = form.description
+        if form.is_strict is not None:
+            schema["strict"] = form.is_strict
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}
+    path = "" if description.strict else FORMS[description.kind].get(form.kind, "")
+    if not path:
+        raise _unsupported(description, form.param, form.source)
+    value = msgspec.json.decode(form.source) if form.kind is FormatKind.CHOICE else form.source
+    outer, _, inner = path.partition(".")
+    return {outer: {inner: value} if inner else value}
 
 
 def _further(params: SamplingParams, description: Description) -> dict[str, Any]:
