@@ -162,6 +162,20 @@ def test_pinned_prefix_goes_last_the_oldest_first_and_is_told() -> None:
     assert pins.evicted == [10]
 
 
+def test_pinned_prefix_never_goes_for_what_is_not_pinned_and_nothing_else_goes_in_vain() -> None:
+    pins = Pins()
+    tree = make_tree(budget_bytes=300, pins=pins)
+    tree.pin(keep(tree, "p" * 10).path())
+    keep(tree, "a" * 10)
+
+    assert not tree.make_room(205, for_pinned=False)
+    assert kept_texts(tree) == {"p" * 10, "a" * 10}
+
+    assert tree.make_room(200, for_pinned=False)
+    assert kept_texts(tree) == {"p" * 10}
+    assert pins.evicted == []
+
+
 def test_checkpoint_within_a_path_goes_before_the_rows_of_leaves_used_later() -> None:
     tree = make_tree(budget_bytes=400)
     inner = keep(tree, "0123456789", checkpoint_bytes=100)
