@@ -137,7 +137,7 @@ class Constraint(Protocol):
 
     def mask(self) -> bytes:
         """One bit for each token, the lowest bit of a byte first, 1 where it may come next; padded to 32 bits. At least one
-        bit is set: an end-of-generation token where nothing else can follow. 5 to 100 us.
+        bit is set: an end-of-generation token where nothing else can follow. 5 to 100 us at 49k tokens, 20 to 250 at 262k.
 
         Raises:
             HostlerError: It cannot go on; hand it to `SequenceSink.fail`.

@@ -103,7 +103,7 @@ class Guide:
     """Makes constraints for one model."""
 
     def __init__(self, table: TokenTable) -> None:
-        """Take the tokens in: 0.1 s at 49k tokens, half a second at 262k.
+        """Take the tokens in: 0.1 s at 49k tokens, a second or two at 262k.
 
         Raises:
             UnsupportedParameter: llguidance is not installed, or cannot read the vocabulary.
