@@ -125,22 +125,21 @@ class Streams:
         stream, source, n_keep = choose_cache(
             self.all, lambda stream: common.get(id(stream), 0), self._victim_rank, self._may_copy
         )
-        is_nearer = n_saved >= n_keep if source is not None and self.prefixes.is_in_memory(nodes) else False
-        if n_saved >= MIN_RESTORED_TOKENS and (n_saved >= n_keep + MIN_RESTORED_TOKENS or is_nearer):
+        # Of equals the saved one: it is restored without what lies behind it, where a stream is copied whole.
+        is_cheaper = source is not None and n_saved >= n_keep and self.prefixes.is_in_memory(nodes)
+        is_restored = n_saved >= MIN_RESTORED_TOKENS and (is_cheaper or n_saved >= n_keep + MIN_RESTORED_TOKENS)
+        if is_restored:
             stream = min((stream for stream in self.all if not stream.is_active), key=self._victim_rank)
-            stream.is_active = True
+        stream.is_active = True
+        if is_restored:
             n_keep = self._restore(stream, prompt, n_known, nodes)
-        elif not n_keep:
-            stream.is_active = True
-            self._empty(stream)
-        elif source is None:
-            stream.is_active = True
+        elif n_keep and source is None:
             self._save_lost(stream, n_keep)
             n_keep = self._keep(stream, n_keep)
         else:
-            stream.is_active = True
             self._empty(stream)
-            n_keep = self._keep(stream, n_keep) if self._copy(source, stream) else 0
+            if n_keep:
+                n_keep = self._keep(stream, n_keep) if source is not None and self._copy(source, stream) else 0
         self._note(stream, prompt, n_keep, n_matched, n_pinned)
         return stream, n_keep
 
