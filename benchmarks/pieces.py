@@ -33,6 +33,8 @@ Measure = Callable[[Lineup, str, int], dict[str, float]]
 PEER = "llama-server"
 PLAIN = "no speculation"
 """A hostler like the other, with speculation off."""
+UNAIDED: dict[str, dict[str, Any]] = {"hostler": {"speculation": "off"}}
+"""Where the engine is measured: a small model that is greedy repeats itself, and guessing would hide what a step costs."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def _raw() -> Piece:
             ask_by_tokens(server, *test, f"{seed} {name} warm-up")
 
     about = "one request, prefill and decode by the worker's clock"
-    return Piece("raw", about, 16, 1024, subjects, units, bars, ("llama-bench",), warm_up, n_rounds=5)
+    return Piece("raw", about, 16, 1024, subjects, units, bars, ("llama-bench",), warm_up, UNAIDED, n_rounds=5)
 
 
 # -- slots -------------------------------------------------------------------------------------------------------------
@@ -143,6 +145,7 @@ def _slots(n_slots: int, n_context: int) -> Piece:
         bars,
         (raw,),
         warm_up,
+        UNAIDED,
         n_rounds=7 if is_short else 3,
         is_quick=is_short,
     )
@@ -267,6 +270,7 @@ PIECES = {
                 Bar("perplexity_change", False, 0.01),
             ),
             warm_up=_warm_up_a_little,
+            more=UNAIDED,
             home="tuned-home",
             prepare=tuned.tune,
             n_rounds=5,
