@@ -22,12 +22,14 @@ CORE = ROOT / "core" / "hostler"
 
 FLOORS = {
     # 0, ground: standard library and msgspec
-    "cores": 0, "errors": 0, "domain": 0, "config": 0, "filelock": 0, "home": 0, "logs": 0, "patience": 0, "responseformat": 0, "typeinfo": 0, "subscription": 0,
+    "cores": 0, "errors": 0, "domain": 0, "config": 0, "filelock": 0, "home": 0, "logs": 0, "patience": 0,
+    "responseformat": 0, "typeinfo": 0, "subscription": 0,
     # 1, native and storage
     "_native": 1, "hardware": 1, "ring": 1, "modelcache": 1, "installed": 1, "library": 1, "records": 1,
     # 2, plugin contracts, and what is made of them
     "batching": 2, "prefixtree": 2, "turns": 2, "journal": 2, "listening": 2, "mounts": 2, "pluginview": 2, "trial": 2,
-    "engine": 2, "guidance": 2, "hookspecs": 2, "keptprefixes": 2, "modeldigest": 2, "prefixfiles": 2, "prefixfolder": 2, "prefixlayout": 2, "sources": 2, "plugins": 2, "prompt": 2, "testing": 2, "text": 2,
+    "engine": 2, "guidance": 2, "hookspecs": 2, "keptprefixes": 2, "modeldigest": 2,
+    "prefixfiles": 2, "prefixfolder": 2, "prefixlayout": 2, "sources": 2, "plugins": 2, "prompt": 2, "testing": 2, "text": 2,
     "library.fetch": 2, "library.pulls": 2, "library.store": 2, "library.transfer": 2,
     # 3, worker process
     "worker": 3,

@@ -187,7 +187,8 @@ class Placement:
             return 0
         wanted = plan.settings["cache_ram_mib"]
         if wanted == AUTO:
-            return min(self._settings.cache_ram_bytes, machine_memory_bytes() // 10)
+            by_default: int = self._settings.cache_ram_bytes
+            return min(by_default, machine_memory_bytes() // 10)
         return int(wanted) * MIB
 
     def _cuts(self, plan: Plan, grant: Grant, disk_bytes: int) -> Iterator[str]:

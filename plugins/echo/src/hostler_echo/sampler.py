@@ -14,7 +14,7 @@ from hostler import Constraint, SamplingParams, TokenLogprob, TopLogprob
 from hostler_echo.vocabulary import END, piece_of, token_of
 
 _LETTERS = [token_of(letter.encode()) for letter in "etaoinshrdlucmfwypvbgkq "]
-_CLOSING = (END, *b'"}]:,{[0123456789')
+_CLOSING: tuple[int, ...] = (END, *b'"}]:,{[0123456789')
 _LOGIT_RIGHT, _LOGIT_CASE, _LOGIT_FIRST_LETTER = math.log(0.9), math.log(0.08), math.log(0.01)
 _LOGIT_NEVER = -30.0
 

@@ -264,8 +264,8 @@ class Tuning:
         if path != out:
             out.unlink(missing_ok=True)
             path.rename(out)
-        found = self._ask_loss(out, is_reference=False) if self._reference_is_there() else None
-        if found is not None and abs(found["perplexity"] / measured.loss.perplexity - 1) > 1e-6:
+        found = self._ask_loss(out)
+        if abs(found["perplexity"] / measured.loss.perplexity - 1) > 1e-6:
             raise StepFailed(
                 f"{name} was measured with a perplexity of {measured.loss.perplexity:.6f} and now has "
                 f"{found['perplexity']:.6f}; measure again with --again"
