@@ -113,8 +113,8 @@ def test_an_answer_that_runs_flows_beside_a_prompt_that_comes(pace: Pace) -> Non
     assert pace.room_s([Prompt(1000)], running) == (pytest.approx((MAX_ITL_RATIO - 1) * 0.020), False)
 
 
-def test_an_answer_that_began_beside_a_waiting_prompt_is_held_up_for_it_but_not_for_ever(pace: Pace) -> None:
-    waiting = [Prompt(1000)]
+def test_an_answer_that_began_beside_waiting_prompts_is_held_up_for_them_but_not_for_ever(pace: Pace) -> None:
+    waiting = [Prompt(1000), Prompt(500)]
     running = [answer(age_s=0) for _ in range(4)]
 
     n_steps = 0
@@ -126,8 +126,17 @@ def test_an_answer_that_began_beside_a_waiting_prompt_is_held_up_for_it_but_not_
     assert not pace.room_s(waiting, [*running, answer(age_s=0)])[1], "the others' patience is spent"
 
 
+def test_one_prompt_that_comes_alone_holds_up_nobody_but_the_last_of_many_still_does(pace: Pace) -> None:
+    many = [Prompt(1000) for _ in range(3)]
+    alone, of_many = answer(age_s=0), answer(age_s=0)
+
+    assert not pace.room_s(many[:1], [alone])[1]
+    assert pace.room_s(many, [of_many])[1]
+    assert pace.room_s(many[:1], [of_many])[1], "one of the many is left, and is owed as much as the others"
+
+
 def test_one_answer_that_has_to_flow_is_enough(pace: Pace) -> None:
-    waiting = [Prompt(1000)]
+    waiting = [Prompt(1000), Prompt(500)]
 
     assert pace.room_s(waiting, [answer(age_s=0), answer(age_s=0)])[1]
     assert not pace.room_s(waiting, [answer(age_s=0), answer(age_s=0), answer()])[1]

@@ -21,6 +21,8 @@ PATIENCE_S = 3.0
 the others that much: they all decode in one batch the sooner, where a token costs half of what it costs alone."""
 TOGETHER_S = 0.3
 """A prompt that comes so soon after an answer's beginning counts as one that waited: while a step lasts nobody is seen."""
+BURST = 2
+"""So many prompts must have waited when an answer began for it to be held up: beside one alone an answer flows at once."""
 BATCH_SHARE = 0.5
 """Of the usual time for a prompt of priority batch beside answers of a higher one."""
 AGING_TOKENS = 16384
@@ -41,7 +43,7 @@ class Turn:
     """What decides when a sequence's prompt is evaluated and whether its answer must flow: to be inherited by what an engine
     keeps of a sequence. Only this module writes to it."""
 
-    __slots__ = ("begun_s", "came_s", "n_waited", "patience_s", "priority")
+    __slots__ = ("begun_s", "came_s", "is_of_burst", "n_waited", "patience_s", "priority")
 
     def __init__(self, priority: int) -> None:
         """It comes now.
@@ -56,6 +58,8 @@ class Turn:
         self.n_waited = 0
         """Prompt tokens that were evaluated of others while it waited."""
         self.patience_s = PATIENCE_S
+        self.is_of_burst = False
+        """Enough prompts waited when its answer began."""
 
     def n_missing(self) -> int:
         """Prompt tokens that are still to be evaluated, at least one while it waits."""
@@ -80,7 +84,7 @@ class Pace:
     A step that decodes and prefills takes the time of both, so the prompt tokens of a step are what the decode time
     allows. Costs grow with position, shrink with faster machines, and change with their neighbours.
 
-    Not every running answer counts. One that began while a prompt was waiting is held up for that prompt's sake, by
+    Not every running answer counts. One that began while several prompts were waiting is held up for their sake, by
     PATIENCE_S at most; one of priority batch is held up by every prompt of a higher priority. Where no answer has to flow
     the step may be as long as one with prompts alone; if it is short they get their token in it all the same.
     """
@@ -153,8 +157,10 @@ class Pace:
             if one.priority >= _BATCH_RANK > rank:
                 continue
             if one.begun_s > oldest_s - TOGETHER_S and one.patience_s > 0:
-                self._held.append(one)
-                continue
+                one.is_of_burst = one.is_of_burst or len(waiting) >= BURST
+                if one.is_of_burst:
+                    self._held.append(one)
+                    continue
             is_flowing = True
             is_outranked = is_outranked or one.priority < _BATCH_RANK <= rank
         if not is_flowing:
