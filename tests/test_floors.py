@@ -30,7 +30,8 @@ FLOORS = {
     "batching": 2, "prefixtree": 2, "turns": 2, "journal": 2, "listening": 2, "mounts": 2, "pluginview": 2, "trial": 2,
     "engine": 2, "guidance": 2, "hookspecs": 2, "keptprefixes": 2, "modeldigest": 2,
     "prefixfiles": 2, "prefixfolder": 2, "prefixlayout": 2, "sources": 2, "plugins": 2, "prompt": 2, "testing": 2, "text": 2,
-    "library.fetch": 2, "library.pulls": 2, "library.store": 2, "library.transfer": 2,
+    "library.fetch": 2, "library.origin": 2, "library.pulls": 2, "library.running": 2, "library.store": 2,
+    "library.transfer": 2,
     # 3, worker process
     "worker": 3,
     # 4, scheduling

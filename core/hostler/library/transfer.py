@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ import msgspec
 
 from hostler.errors import DownloadFailed, InsufficientStorage, InvalidModelFile, InvalidRequest, ModelExists
 from hostler.library import describe, names
-from hostler.library.disk import FreeBytes, free_bytes, sync_file, sync_folder
+from hostler.library.disk import FreeBytes, free_bytes, sync_folder
 from hostler.library.fetch import Fetch, RetryPolicy, StopSignal
+from hostler.library.imported import linked_manifest, merged_metadata
 from hostler.library.manifest import Manifest, ModelFile, ModelSource, check_member_path
 from hostler.library.partfile import CHUNK_BYTES, PartFile
 from hostler.library.progress import FileProgress, ProgressBoard
@@ -256,56 +257,6 @@ def bound_draft(draft: Manifest, resolved: ResolvedSource, reference: str) -> Ma
         description=draft.description or resolved.description,
         metadata={**resolved.metadata, **draft.metadata},
     )
-
-
-def linked_manifest(draft: Manifest, found: describe.Found) -> Manifest:
-    """The draft as a model that lies elsewhere."""
-    return msgspec.structs.replace(
-        draft,
-        format=found.format,
-        files=found.files,
-        source_url=draft.source_url or found.path.as_uri(),
-        sources=tuple(ModelSource(Path(file.path).name, Path(file.path).as_uri()) for file in found.files),
-        metadata=merged_metadata(draft.metadata, found.metadata),
-        is_complete=True,
-    )
-
-
-def owned_files(found: describe.Found) -> tuple[ModelFile, ...]:
-    """The files of a model's folder as the library's own: relative, hashed, and surely on the disk.
-
-    Raises:
-        InvalidRequest: One is a link, so that moving the folder would not move it.
-        OSError
-    """
-    files = []
-    for file in found.files:
-        path = Path(file.path)
-        if path.is_symlink():
-            raise InvalidRequest(f"{path} is a link, which cannot be moved into the library; import it instead", param="path")
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        sync_file(path)
-        files.append(ModelFile(path.relative_to(found.path).as_posix(), file.size_bytes, digest))
-    return tuple(files)
-
-
-def owned_manifest(draft: Manifest, found: describe.Found, files: tuple[ModelFile, ...]) -> Manifest:
-    """The draft as a model whose folder becomes the library's own."""
-    return msgspec.structs.replace(
-        draft,
-        format=found.format,
-        files=files,
-        source_url=found.manifest.source_url if found.manifest is not None else "",
-        metadata=merged_metadata(draft.metadata, found.metadata),
-        is_complete=True,
-    )
-
-
-def merged_metadata(known: Mapping[str, Any], described: Mapping[str, Any]) -> dict[str, Any]:
-    """Labels as the user or the catalogue writes them, facts as the file has them."""
-    facts = {key: described[key] for key in ("size_bytes", "context_length", "architecture") if key in described}
-    return {**described, **known, **facts}
 
 
 def _size_here(target: Path) -> int:

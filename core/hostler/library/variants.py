@@ -1,7 +1,7 @@
 """A variant: a file made of a model's own, which runs in its place, and the settings that go with it; both can be taken back.
 
-Floor 1; pure values, and moving one file. The model keeps its own files, untouched: the manifest names the variant beside
-them. `hostler tune` makes variants; a model has one at a time.
+Floor 1; pure values, and one file that is read and moved. The model keeps its own files, untouched: the manifest names the
+variant beside them. `hostler tune` makes variants; a model has one at a time.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 
 import msgspec
 
+from hostler.errors import InvalidRequest
+from hostler.library import describe
 from hostler.library.disk import sync_file, sync_folder
 from hostler.library.manifest import Manifest, ModelFile, Variant
 
@@ -69,14 +71,21 @@ def _taken_back(now: Mapping[str, Any], applied: Mapping[str, Any], before: Mapp
     return _over(now, ours)
 
 
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file.
+def described(path: Path) -> tuple[ModelFile, dict[str, Any]]:
+    """A variant's file as it will stand in the manifest, and what it says of itself. It is read to its end.
 
     Raises:
+        InvalidRequest: It is no single GGUF file.
+        InvalidModelFile: A broken one.
         OSError
     """
+    found = describe.describe_path(path)
+    if found.format != describe.GGUF or len(found.files) != 1:
+        raise InvalidRequest(f"{path} is no single GGUF file, and so no variant", param="path")
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    file = ModelFile(f"{PREFIX}{digest[:12]}.gguf", found.files[0].size_bytes, digest)
+    return file, {key: found.metadata.get(key) for key in ("quantization", "size_bytes")}
 
 
 def move_in(source: Path, folder: Path, name: str) -> Path:
