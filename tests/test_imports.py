@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("falcon", "waitress", "llama_cpp", "onnxruntime_genai", "numpy", "sqlalchemy", "huggingface_hub", "jinja2", "rich")
-ENGINES = ("llama_cpp", "onnxruntime", "onnxruntime_genai", "numpy", "torch")
+HEAVY = (
+    "falcon", "waitress", "llama_cpp", "llguidance", "onnxruntime_genai",
+    "numpy", "sqlalchemy", "huggingface_hub", "jinja2", "rich",
+)  # fmt: skip
+ENGINES = ("llama_cpp", "llguidance", "onnxruntime", "onnxruntime_genai", "numpy", "torch")
 SERVER = ("falcon", "waitress", "sqlalchemy", "huggingface_hub", "click", "rich")
 
 
@@ -103,5 +106,5 @@ def test_the_help_page_imports_neither_server_nor_engine() -> None:
 
 def test_the_packages_these_promises_speak_of_are_installed() -> None:
     """What is not there cannot be imported by mistake, and the tests above would say nothing."""
-    for name in ("falcon", "waitress", "llama_cpp", "numpy", "sqlalchemy", "huggingface_hub", "jinja2", "rich"):
+    for name in ("falcon", "waitress", "llama_cpp", "llguidance", "numpy", "sqlalchemy", "huggingface_hub", "jinja2", "rich"):
         assert importlib.util.find_spec(name), name
