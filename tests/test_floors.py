@@ -28,7 +28,7 @@ FLOORS = {
     "_native": 1, "hardware": 1, "ring": 1, "modelcache": 1, "installed": 1, "library": 1, "records": 1,
     # 2, plugin contracts, and what is made of them
     "batching": 2, "prefixtree": 2, "turns": 2, "journal": 2, "listening": 2, "mounts": 2, "pluginview": 2, "trial": 2,
-    "engine": 2, "guidance": 2, "hookspecs": 2, "keptprefixes": 2, "modeldigest": 2,
+    "engine": 2, "guidance": 2, "hookspecs": 2, "keptprefixes": 2, "longwork": 2, "modeldigest": 2,
     "prefixfiles": 2, "prefixfolder": 2, "prefixlayout": 2, "sources": 2, "plugins": 2, "prompt": 2, "testing": 2, "text": 2,
     "library.fetch": 2, "library.origin": 2, "library.pulls": 2, "library.running": 2, "library.store": 2,
     "library.transfer": 2,

@@ -72,6 +72,8 @@ if TYPE_CHECKING:
     from hostler.hookspecs import hookimpl
     from hostler.library.gguf import GgufHeader, GgufTensor, read_gguf_header, read_gguf_tensors
     from hostler.listening import Event, ListenerSpec
+    from hostler.longwork.folder import WorkFolder, WorkRuns
+    from hostler.longwork.steps import ShowStep, StepFailed, run_step
     from hostler.mounts import RoutesContext, RoutesSpec
     from hostler.prefixfiles import PrefixFiles, StoredPrefix, prefix_id
     from hostler.prefixtree import PrefixNode, PrefixTree
@@ -107,6 +109,8 @@ _HOME_OF = {
     "hostler.hookspecs": ("hookimpl",),
     "hostler.library.gguf": ("GgufHeader", "GgufTensor", "read_gguf_header", "read_gguf_tensors"),
     "hostler.listening": ("Event", "ListenerSpec"),
+    "hostler.longwork.folder": ("WorkFolder", "WorkRuns"),
+    "hostler.longwork.steps": ("ShowStep", "StepFailed", "run_step"),
     "hostler.mounts": ("RoutesContext", "RoutesSpec"),
     "hostler.prefixtree": ("PrefixNode", "PrefixTree"),
     "hostler.prefixfiles": ("PrefixFiles", "StoredPrefix", "prefix_id"),
@@ -132,8 +136,8 @@ __all__ = [
     "ModelLoadFailed", "ModelNotDownloaded", "ModelNotFound", "QueueFull", "RequestCancelled", "RequestTooLarge",
     "UnsupportedParameter",
     # for commands
-    "LocalModel", "Settings", "connect", "find_model", "home_option", "json_option", "model_path", "print_json",
-    "print_table", "read_settings", "show_bytes", "show_seconds",
+    "LocalModel", "Settings", "ShowStep", "StepFailed", "WorkFolder", "WorkRuns", "connect", "find_model", "home_option",
+    "json_option", "model_path", "print_json", "print_table", "read_settings", "run_step", "show_bytes", "show_seconds",
     # for engines
     "Cache", "Pace", "Packing", "PrefixNode", "PrefixTree", "Turn", "choose_cache", "common_prefix", "pass_by", "share_out",
     "usable_cores",

@@ -108,7 +108,7 @@ def test_another_file_begins_anew(settings: Settings, work: Work) -> None:
     path = find_source(settings, "tiny").path
     tiny_models.write_llama(path, spread=0.5)
 
-    assert work.resume({**find_source(settings, "tiny").fingerprint()}) == 0
+    assert work.resume({**find_source(settings, "tiny").fingerprint()}) == []
 
 
 def test_tuning_that_was_killed_goes_on_after_its_last_measurement(settings: Settings, work: Work) -> None:

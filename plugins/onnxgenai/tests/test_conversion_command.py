@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from hostler.cli import cli
 from hostler.config import load_settings
 from hostler_onnxgenai import tinymodel, versions
 from hostler_onnxgenai.conversion import job
-from hostler_onnxgenai.conversion.child import STEPS, run_step
+from hostler_onnxgenai.conversion.child import run_step
 from hostler_onnxgenai.conversion.display import Lines
 from support.server import eventually, hostler_environment, is_alive
 
@@ -168,7 +167,6 @@ Conversion(load_settings(home, {}, {}), order, Lines(), run=functools.partial(ru
 def write_fakes(folder: Path, base: Path, model: Path) -> None:
     """Steps in processes of their own that write what the real ones would, and hang where they are told to."""
     folder.mkdir()
-    shutil.copy(STEPS / "__main__.py", folder)
     reference = {"tokens": [1, 2], "bos": None, "greedy": [3], "continuation": " x"}
     results = {"tools": TOOLS, "load": {"architecture": "LlamaForCausalLM", "size_bytes": 100}, "reference": reference,
                "build": {"size_bytes": 7}, "compare": GOOD}  # fmt: skip

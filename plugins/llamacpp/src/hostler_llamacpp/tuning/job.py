@@ -16,10 +16,10 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from hostler import HostlerError, InsufficientStorage, Settings, read_gguf_tensors, show_bytes, usable_cores
+from hostler import HostlerError, InsufficientStorage, Settings, ShowStep, read_gguf_tensors, show_bytes, usable_cores
 from hostler_llamacpp.tuning import texts
 from hostler_llamacpp.tuning.bench import BUSY_CORES, Effort, Running, Speeds, compare
-from hostler_llamacpp.tuning.child import Show, StepFailed, run_step
+from hostler_llamacpp.tuning.child import StepFailed, run_step
 from hostler_llamacpp.tuning.choice import ORIGINAL, WIDE_LOSS, Loss, Measured, front, recommend
 from hostler_llamacpp.tuning.display import Display
 from hostler_llamacpp.tuning.mixes import Group, Option, groups_of, plan
@@ -64,7 +64,7 @@ class RunStep(Protocol):
     """As `child.run_step`; an argument, so that tests can watch and fail."""
 
     def __call__(
-        self, step: str, arguments: dict[str, Any], *, log: Path, show: Show, environment: dict[str, str] | None = None
+        self, step: str, arguments: dict[str, Any], *, log: Path, show: ShowStep, environment: dict[str, str] | None = None
     ) -> dict[str, Any]: ...
 
 
@@ -156,7 +156,7 @@ class Tuning:
             InsufficientStorage
         """
         source, needed, free = self.order.source, self.needed_bytes(), self._free_bytes(self._work.folder)
-        n_known = self._work.resume(
+        known = self._work.resume(
             {
                 **source.fingerprint(),
                 "llama_cpp": version("llama-cpp-python"),
@@ -181,8 +181,8 @@ class Tuning:
                 f"A requantized {source.quantization} loses what {source.quantization} has lost and some more; with an F16 or "
                 "Q8_0 file of the same model in the library, variants would be made from that."
             )
-        if n_known:
-            self._display.note(f"{n_known} measurements of an earlier command are known; --again makes them anew.")
+        if known:
+            self._display.note(f"{len(known)} measurements of an earlier command are known; --again makes them anew.")
         if source.is_running:
             self._display.note(f"{source.id} is running; what it answers meanwhile disturbs the measurements.")
         if needed > free and "tuned" not in self._work.state.done:
@@ -289,7 +289,7 @@ class Tuning:
             )
         return Loss(own["perplexity"], 0.0, 0.0, own["kl"], own["same_top"])
 
-    def _read_source(self, show: Show) -> dict[str, Any]:
+    def _read_source(self, show: ShowStep) -> dict[str, Any]:
         return self._ask_loss(self.order.source.made_from, is_reference=True, show=show)
 
     def _loss(self, variant: Variant, original: Loss) -> Loss:
@@ -305,7 +305,7 @@ class Tuning:
         return Loss(found["perplexity"], change - 1, found["nll_change_se"] * change, found["kl"], found["same_top"])
 
     def _ask_loss(
-        self, path: Path, *, is_reference: bool = False, show: Show | None = None, cache_type: str = "f16"
+        self, path: Path, *, is_reference: bool = False, show: ShowStep | None = None, cache_type: str = "f16"
     ) -> dict[str, Any]:
         if not is_reference and not self._reference_is_there():
             # An earlier command's is gone with its files.
@@ -427,7 +427,7 @@ class Tuning:
     def _type_speeds(self) -> dict[str, Any]:
         """Seconds of a request for the fine and the coarse files, roughly: for weighing groups against each other."""
 
-        def measure(show: Show) -> dict[str, Any]:
+        def measure(show: ShowStep) -> dict[str, Any]:
             entries = {name: (partial(self._quantized, name), self.start) for name in (FINE, *self._coarse)}
             found = compare(entries, QUICK_SPEEDS, self._measure_speed, lambda name, at, of: show(name, at / of))
             return {name: one.request_s for name, one in found.items()}
@@ -437,7 +437,7 @@ class Tuning:
     # -- speeds -------------------------------------------------------------------------------------------------------
 
     def _speeds(self, variants: list[Variant]) -> dict[str, Speeds]:
-        def measure(show: Show) -> dict[str, Speeds]:
+        def measure(show: ShowStep) -> dict[str, Speeds]:
             entries: dict[str, tuple[Callable[[], Path], Running]] = {ORIGINAL: (lambda: self.order.source.path, self.start)}
             entries |= {one.name: (partial(self._file_of, one), self.start) for one in variants}
             effort = QUICK_SPEEDS if self.order.is_quick else SPEEDS
@@ -478,7 +478,7 @@ class Tuning:
             found = self._ask_loss(path, cache_type=running.cache_type)
             return bool(found["perplexity"] <= (1 + self.order.max_loss) * original.perplexity)
 
-        def measure(show: Show) -> Found:
+        def measure(show: ShowStep) -> Found:
             search = Search(
                 path,
                 self.start,
@@ -499,7 +499,7 @@ class Tuning:
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _step(self, text: str, make: Callable[[Show], _Result], words: Callable[[_Result], str]) -> _Result:
+    def _step(self, text: str, make: Callable[[ShowStep], _Result], words: Callable[[_Result], str]) -> _Result:
         self._number += 1
         self._of = max(self._of, self._number)
         self._display.begin(text, self._number, self._of)
@@ -508,10 +508,9 @@ class Tuning:
         return result
 
     def _run(
-        self, step: str, arguments: dict[str, Any], show: Show | None, environment: dict[str, str] | None = None
+        self, step: str, arguments: dict[str, Any], show: ShowStep | None, environment: dict[str, str] | None = None
     ) -> dict[str, Any]:
-        log = self._work.path(f"{step}.log")
-        return self._run_step(step, arguments, log=log, show=show or _show_nothing, environment=environment)
+        return self._run_step(step, arguments, log=self._work.log(step), show=show or _show_nothing, environment=environment)
 
 
 def _show_nothing(text: str, fraction: float | None = None) -> None:

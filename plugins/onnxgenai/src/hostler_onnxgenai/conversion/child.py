@@ -1,194 +1,44 @@
-"""Runs one step in a process of its own: the heavy libraries are imported there and nowhere else.
-
-Process of the command. The two speak JSON: one line of arguments down the child's stdin, which then stays open (its end is how
-the child learns that the command is gone, kill -9 included), lines of progress and one result up its stdout. Everything that
-libraries print goes into the step's log.
-"""
+"""The steps of a conversion, each in a process of its own: the heavy libraries are imported there and nowhere else."""
 
 from __future__ import annotations
 
-import os
-import queue
-import signal
-import subprocess
-import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import msgspec
-
-from hostler import HostlerError
+from hostler import ShowStep
+from hostler import StepFailed as AnyStepFailed
+from hostler import run_step as run_any_step
 
 STEPS = Path(__file__).parent / "steps"
-TICK_S = 0.5
-"""How often the display is told that time goes by."""
-TAIL_BYTES = 8192
-TAIL_LINES = 4
 OFFLINE = {
     "DO_NOT_TRACK": "1",
     "GOMP_SPINCOUNT": "10000",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
     "ORT_DISABLE_TELEMETRY": "1",
-    "PYTHONSAFEPATH": "1",
-    "PYTHONUNBUFFERED": "1",
     "TRANSFORMERS_OFFLINE": "1",
 }
 """A conversion needs no network and tells nobody; its threads do not spin for ever beside busy neighbours."""
 
-Show = Callable[[str, float | None], None]
-"""Takes what a step does now, and how far it is (0 to 1, None: unknown)."""
 
-
-class StepFailed(HostlerError):
+class StepFailed(AnyStepFailed):
     """A step ended without a result; the text says which, why, and where its log is."""
 
     code = "conversion_failed"
 
 
-class _Said(msgspec.Struct):
-    """One line of a child."""
-
-    text: str = ""
-    fraction: float | None = None
-    result: dict[str, Any] | None = None
-    error: str | None = None
-
-
 def run_step(
-    python: str,
-    step: str,
-    arguments: Mapping[str, Any],
-    *,
-    log: Path,
-    show: Show,
-    steps: Path = STEPS,
-    environment: Mapping[str, str] | None = None,
+    python: str, step: str, arguments: Mapping[str, Any], *, log: Path, show: ShowStep, steps: Path = STEPS
 ) -> dict[str, Any]:
-    """Run a step to its end.
+    """As hostler.run_step.
 
     Args:
         python: Interpreter; it needs the step's libraries, hostler it does not need.
         step: Name of a module in `steps`.
-        arguments: JSON.
-        log: Written anew; gets stderr, and what libraries print.
-        show: Told of progress, and twice a second that time goes by.
         steps: Folder of the modules.
-        environment: Beside our own and OFFLINE.
-
-    Returns:
-        What the step's `run` returned.
 
     Raises:
         StepFailed
     """
-    command = [python, str(steps / "__main__.py"), step]
-    with log.open("wb") as errors:
-        try:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env={**os.environ, **OFFLINE, **(environment or {})},
-            )
-        except OSError as error:
-            raise StepFailed(f"{python} cannot be run: {error.strerror}") from error
-    lines: queue.Queue[_Said | None] = queue.Queue()
-    assert process.stdin is not None
-    assert process.stdout is not None
-    reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
-    reader.start()
-    try:
-        _send(process.stdin, arguments)
-        last = _follow(lines, show)
-        returncode = process.wait()
-    finally:
-        process.kill()
-        process.wait()
-        reader.join()
-        _close(process.stdin)
-        process.stdout.close()
-    if last.error is not None:
-        raise StepFailed(f"{step} failed: {last.error}; its log is {log}")
-    if last.result is None or returncode != 0:
-        raise StepFailed(f"{step} {_ending(returncode)}; its log is {log}{_tail(log)}")
-    return last.result
-
-
-def _send(stdin: IO[bytes], arguments: Mapping[str, Any]) -> None:
-    try:
-        stdin.write(msgspec.json.encode(arguments) + b"\n")
-        stdin.flush()
-    except OSError:
-        pass  # it has died already; how, is seen when it is waited for
-
-
-def _close(stdin: IO[bytes]) -> None:
-    try:
-        stdin.close()
-    except OSError:
-        pass
-
-
-def _read(stdout: IO[bytes], lines: queue.Queue[_Said | None]) -> None:
-    """Thread: the child's lines, and None at their end."""
-    for line in stdout:
-        try:
-            lines.put(msgspec.json.decode(line, type=_Said))
-        except msgspec.MsgspecError:
-            continue  # a library that writes past sys.stdout; it is no message
-    lines.put(None)
-
-
-def _follow(lines: queue.Queue[_Said | None], show: Show) -> _Said:
-    """Show progress until the child is silent for good; give its result or its error."""
-    now, last = _Said(), _Said()
-    while True:
-        try:
-            said = lines.get(timeout=TICK_S)
-        except queue.Empty:
-            show(now.text, now.fraction)
-            continue
-        if said is None:
-            return last
-        if said.result is not None or said.error is not None:
-            last = said
-        else:
-            now = said
-            show(now.text, now.fraction)
-
-
-def _ending(returncode: int) -> str:
-    if returncode >= 0:
-        return f"ended with exit code {returncode} and no result"
-    try:
-        name = signal.Signals(-returncode).name
-    except ValueError:
-        name = f"signal {-returncode}"
-    hint = ", as the system does when memory runs out" if name == "SIGKILL" else ""
-    return f"was ended by {name}{hint}"
-
-
-def _tail(log: Path) -> str:
-    """The last lines of a log, as a part of a sentence."""
-    try:
-        text = log.read_bytes()[-TAIL_BYTES:].decode(errors="replace")
-    except OSError:
-        return ""
-    lines = [line.rpartition("\r")[2].strip() for line in text.splitlines()]
-    shown = [line for line in lines if line][-TAIL_LINES:]
-    return ", which ends with: " + " | ".join(shown) if shown else ""
-
-
-class Clock:
-    """Seconds since a moment."""
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-
-    def seconds(self) -> float:
-        """Until now."""
-        return time.monotonic() - self._started
+    return run_any_step(steps, step, arguments, log=log, show=show, python=python, environment=OFFLINE, failure=StepFailed)

@@ -6,13 +6,24 @@ Process of the command, its one thread.
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any, Protocol
 
 import click
 import msgspec
 
 from hostler import show_seconds
-from hostler_onnxgenai.conversion.child import Clock
+
+
+class Clock:
+    """Seconds since a moment."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    def seconds(self) -> float:
+        """Until now."""
+        return time.monotonic() - self._started
 
 
 class Display(Protocol):
