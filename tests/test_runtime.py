@@ -566,12 +566,28 @@ def test_without_autostart_embeddings_of_a_model_at_rest_are_refused(make_runtim
 # -- several things at once -----------------------------------------------------------------------------------------
 
 
-def pids_of(runtime: Runtime) -> set[int]:
-    """Worker processes of this runtime that live, whether it still knows them or not."""
+def worker_pids() -> set[int]:
+    """Worker processes that live."""
     import psutil
 
     children = psutil.Process().children()  # direct ones: a server that tests share has its own
     return {child.pid for child in children if "hostler.worker.child" in " ".join(child.cmdline())}
+
+
+@pytest.fixture(autouse=True)
+def _workers_of_others() -> Iterator[None]:
+    """Notes the workers that fixtures of other test files keep running in this process."""
+    others.clear()
+    others.update(worker_pids())
+    yield
+
+
+others: set[int] = set()
+
+
+def pids_of(_runtime: Runtime) -> set[int]:
+    """Worker processes of this test's runtime that live, whether it still knows them or not."""
+    return worker_pids() - others
 
 
 def crash_until_it_backs_off(runtime: Runtime) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -71,6 +72,18 @@ def test_command_imports_nothing_heavy_before_it_runs() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def is_gone(group: int, within_s: float) -> bool:
+    """Whether every process of a group has ended; the last may still be on its way when its parent has."""
+    until = time.monotonic() + within_s
+    while time.monotonic() < until:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
 def test_ctrl_c_leaves_no_process_and_the_next_command_goes_on(tmp_path: Path, models: Path) -> None:
@@ -86,8 +99,7 @@ def test_ctrl_c_leaves_no_process_and_the_next_command_goes_on(tmp_path: Path, m
 
     assert process.returncode == 1
     assert "interrupted; the same command goes on where it was" in errors
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+    assert is_gone(process.pid, within_s=30.0)
 
     again = call(settings.home, "tiny", "--quick", "--json")
 
