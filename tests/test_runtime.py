@@ -575,11 +575,10 @@ def worker_pids() -> set[int]:
 
 
 @pytest.fixture(autouse=True)
-def _workers_of_others() -> Iterator[None]:
+def _workers_of_others() -> None:
     """Notes the workers that fixtures of other test files keep running in this process."""
     others.clear()
     others.update(worker_pids())
-    yield
 
 
 others: set[int] = set()

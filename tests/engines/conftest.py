@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,17 +44,23 @@ def make_model(engine: str, runtime: Runtime, folder: Path) -> str:
     return str(getattr(importlib.import_module(module), function)(folder).files.primary)
 
 
-@pytest.fixture(scope="session")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The server's address; each model has its engine's name as its id, and `wide` is one that cannot be guided."""
-    folder = tmp_path_factory.mktemp("engines")
-    settings = load_settings(folder / "home", environ={}).replace(stop_timeout_s=5)
+@contextlib.contextmanager
+def served(folder: Path, echoes: dict[str, dict[str, Any]], **changes: Any) -> Iterator[str]:
+    """A server's address; it has a model of each engine, with the engine's name as its id, and more of echo.
+
+    Args:
+        folder: For its home and the models.
+        echoes: Their ids and what stands in their files.
+        changes: Of the server's settings.
+    """
+    settings = load_settings(folder / "home", environ={}).replace(stop_timeout_s=5, **changes)
     runtime = Runtime(settings, get_plugins())
     for engine in ENGINES:
         runtime.import_model(make_model(engine, runtime, folder / engine), engine)
-    wide = folder / "wide.echo"
-    wide.write_text('{"bytes_per_token": 3}')
-    runtime.import_model(str(wide), "wide")
+    for name, content in echoes.items():
+        path = folder / f"{name}.echo"
+        path.write_text(json.dumps(content))
+        runtime.import_model(str(path), name)
     sockets = open_sockets("127.0.0.1", 0)
     server = HttpServer(create_app(runtime, settings), sockets, settings)
     server.start()
@@ -61,6 +69,24 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.close()
     for listener in sockets:
         listener.close()
+
+
+@pytest.fixture(scope="session")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The server's address; beside the engines' models there is `wide`, which cannot be guided."""
+    with served(tmp_path_factory.mktemp("engines"), {"wide": {"bytes_per_token": 3}}) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def tight(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client of a server with 64 MiB for all models; `neighbour` takes 60 of them."""
+    neighbour = {"neighbour": {"weights_bytes": 60 << 20}}
+    with (
+        served(tmp_path_factory.mktemp("tight"), neighbour, memory_budget_bytes=64 << 20) as url,
+        httpx.Client(base_url=url, timeout=DEADLINE_S, trust_env=False) as client,
+    ):
+        yield client
 
 
 @pytest.fixture(scope="session")
@@ -76,8 +102,14 @@ def client(url: str) -> Iterator[openai.OpenAI]:
 
 
 @pytest.fixture(params=ENGINES)
-def model(request: pytest.FixtureRequest, http: httpx.Client) -> Any:
+def engine(request: pytest.FixtureRequest) -> str:
+    """Each engine's name, which is its model's id."""
+    return str(request.param)
+
+
+@pytest.fixture
+def model(engine: str, http: httpx.Client) -> str:
     """A model that runs, once for each engine."""
-    answer = http.put(f"/v1/models/{request.param}/start", json=SETTINGS)
+    answer = http.put(f"/v1/models/{engine}/start", json=SETTINGS)
     assert answer.json()["state"] == "running", answer.text
-    return request.param
+    return engine

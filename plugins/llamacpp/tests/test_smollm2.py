@@ -25,7 +25,8 @@ TOPICS = (
 @pytest.fixture(scope="module")
 def smollm2(smollm2_path: Path) -> Iterator[Loaded]:
     engine = LlamaCppEngine()
-    settings = EngineSettings(ctx_len=640, n_parallel=16, speculation="off")  # a step is a token: what is drafted has tests of its own
+    # A step is a token; what is drafted has tests of its own.
+    settings = EngineSettings(ctx_len=640, n_parallel=16, speculation="off")
     yield Loaded(engine, engine.load(ModelFiles(str(smollm2_path), "gguf"), settings, lambda _: True))
     engine.close()
 
