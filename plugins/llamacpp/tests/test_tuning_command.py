@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -16,6 +15,7 @@ from click.testing import CliRunner
 
 from hostler.library.store import Library
 from hostler_llamacpp.tuning.commands import tune
+from support.workers import wait_until
 
 from .tuning_home import home_with
 
@@ -72,15 +72,12 @@ def test_command_imports_nothing_heavy_before_it_runs() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def is_gone(group: int, within_s: float) -> bool:
-    """Whether every process of a group has ended; the last may still be on its way when its parent has."""
-    until = time.monotonic() + within_s
-    while time.monotonic() < until:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.05)
+def has_ended(group: int) -> bool:
+    """Whether every process of a group has."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
     return False
 
 
@@ -99,7 +96,7 @@ def test_ctrl_c_leaves_no_process_and_the_next_command_goes_on(tmp_path: Path, m
 
     assert process.returncode == 1
     assert "interrupted; the same command goes on where it was" in errors
-    assert is_gone(process.pid, within_s=30.0)
+    wait_until(lambda: has_ended(process.pid), "the end of the command's last process")
 
     again = call(settings.home, "tiny", "--quick", "--json")
 
