@@ -119,11 +119,13 @@ class ChatTemplate:
         self._max_bytes = max_prompt_bytes
         self._compiled: jinja2.Template | None = None
 
-    def render(self, messages: Sequence[Message], template_kwargs: dict[str, Any] | None = None) -> Prompt:
+    def render(
+        self, messages: Sequence[Message], template_kwargs: dict[str, Any] | None = None, *, folds_system: bool = True
+    ) -> Prompt:
         """Turn a conversation into a prompt that asks for the assistant's next turn.
 
         A template that refuses a conversation with system messages gets it once more with the system texts in front of
-        the user's.
+        the user's, unless `folds_system` is false.
 
         Raises:
             InvalidRequest: The template is broken, refuses the messages (with its own words), or makes too much.
@@ -140,7 +142,7 @@ class ChatTemplate:
             try:
                 return self._render(turns, kwargs)
             except TemplateRefusal as refusal:
-                if not any(turn["role"] == "system" for turn in turns):
+                if not folds_system or not any(turn["role"] == "system" for turn in turns):
                     raise
                 try:
                     return self._render(fold_system(turns), kwargs)

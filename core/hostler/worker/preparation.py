@@ -142,9 +142,7 @@ class Preparation:
         n_pinned = self._count_pinned(pinned, tokens) if pinned is not None else 0
         return Prepared(submit.sequence_id, tokens, params, stops, submit.cache_prompt, n_pinned=n_pinned)
 
-    def count(
-        self, messages: Sequence[Message], template_kwargs: dict[str, object], on_rendered: Callable[[], None]
-    ) -> int:
+    def count(self, messages: Sequence[Message], template_kwargs: dict[str, object], on_rendered: Callable[[], None]) -> int:
         """How many tokens `prepare` would make of these messages; more than the context holds is no error here. An estimate
         by their size where the engine takes messages.
 
@@ -166,14 +164,14 @@ class Preparation:
         """Tokens that a prompt and its answer may have together."""
         return self._info.n_ctx or UNKNOWN_CTX
 
-    def render(self, messages: Sequence[Message], template_kwargs: dict[str, object]) -> Prompt:
+    def render(self, messages: Sequence[Message], template_kwargs: dict[str, object], *, folds_system: bool = True) -> Prompt:
         """Messages to text.
 
         Raises:
             InvalidRequest: The template refuses them, or there is none.
         """
         if self._template is not None:
-            return self._template.render(messages, template_kwargs)
+            return self._template.render(messages, template_kwargs, folds_system=folds_system)
         if self._form is not None:
             return self._form.render(messages, self._info.special_texts, self._max_bytes)
         raise InvalidRequest(
@@ -312,12 +310,14 @@ class Preparation:
         if not n_messages:
             return None
         beginning = messages[:n_messages]
-        # Some templates want a user's turn, or an end other than the assistant's; what it says is cut off again.
-        for further in ((), (Message("user", "."),)):
-            try:
-                return self.render((*beginning, *further), template_kwargs)
-            except InvalidRequest:
-                continue
+        # Some templates want a user's turn, or an end other than the assistant's; what it says is cut off again. A system
+        # text becomes a user's only where the template has no other way: the prompt itself has it so only then.
+        for folds_system in (False, True):
+            for tried in (beginning, (*beginning, Message("user", "."))):
+                try:
+                    return self.render(tried, template_kwargs, folds_system=folds_system)
+                except InvalidRequest:
+                    continue
         return None
 
     def _count_pinned(self, pinned: Prompt, tokens: Sequence[int]) -> int:
