@@ -19,10 +19,11 @@ TALKING = msgspec.structs.replace(GREEDY, max_tokens=400)
 def loaded(load: Callable[..., Loaded]) -> Loaded:
     """Prompts of a few hundred tokens are long enough here."""
     loaded = load("llama", n_parallel=3, ctx_len=1024, n_batch=256)
-    assert loaded.engine._aside is not None
-    assert not loaded.engine._aside.has_room(1000), "it is made when it is needed"
-    loaded.engine._aside.wait_for_room()
-    assert loaded.engine._aside.has_room(1000)
+    assert loaded.engine._detour is not None
+    aside = loaded.engine._detour.aside
+    assert not aside.has_room(1000), "it is made when it is needed"
+    aside.wait_for_room()
+    assert aside.has_room(1000)
     return loaded
 
 
@@ -47,7 +48,7 @@ def beside_talk(loaded: Loaded, tokens: list[int], *, cache_prompt: bool):
         driver.step()
         assert len(talking.token_ids) == n_before + 1, "the running answer waited"
         n_steps += 1
-        has_been_aside = has_been_aside or loaded.engine._aside_run is not None
+        has_been_aside = has_been_aside or loaded.engine._detour.run is not None
         assert n_steps < 2000
     assert has_been_aside
     driver.step_until(lambda: late.is_over)
@@ -104,7 +105,7 @@ def test_a_prompt_that_is_cancelled_aside_leaves_its_complete_chunks_and_room_fo
     driver.cancel(late)
     driver.cancel_all()
 
-    assert loaded.engine._aside_run is None
+    assert loaded.engine._detour.run is None
     again = loaded.answer(tokens)
     assert again.n_cached is not None
     assert again.n_cached >= n_prefilled
@@ -131,6 +132,6 @@ def test_a_short_prompt_passes_a_long_one_that_is_aside(loaded: Loaded) -> None:
 
 
 def test_models_that_cannot_move_rows_and_users_who_do_not_want_it_have_none(load: Callable[..., Loaded]) -> None:
-    assert load("gemma3").engine._aside is None
-    assert load("llama", extra={"prefill_aside": False}).engine._aside is None
-    assert load("llama", n_parallel=1).engine._aside is None
+    assert load("gemma3").engine._detour is None
+    assert load("llama", extra={"prefill_aside": False}).engine._detour is None
+    assert load("llama", n_parallel=1).engine._detour is None

@@ -147,13 +147,13 @@ driver.add(talking)
 driver.step_until(lambda: len(talking.token_ids) > 2)
 for run in engine._runs.values():
     run.begun_s -= 60.0  # long ago: a long prompt must not hold it up, so it is evaluated aside
-assert not engine._aside.has_room(3899)
-engine._aside.wait_for_room()
+assert not engine._detour.aside.has_room(3899)
+engine._detour.aside.wait_for_room()
 late = RecordingSequence(range(20000, 23900), SamplingParams(seed=1, max_tokens=2), n_ctx=info.n_ctx)
 driver.add(late)
 driver.step_until(lambda: late.is_over)
 driver.cancel_all()
-assert engine._aside.buffer_bytes
+assert engine._detour.aside.buffer_bytes
 resident = [psutil.Process().memory_info().rss]
 for _ in engine.embed([range(1000, 1512), *[range(2000, 2030)] * 10]):
     resident.append(psutil.Process().memory_info().rss)

@@ -40,12 +40,12 @@ from hostler import (
     TokenTable,
     UnsupportedParameter,
     Vectors,
-    pass_by,
     share_out,
 )
 from hostler_llamacpp import aside, loading, probe
 from hostler_llamacpp.aside import Aside
 from hostler_llamacpp.binding import Batch, LogitRows, log
+from hostler_llamacpp.detour import Detour
 from hostler_llamacpp.drafting import Ngrams
 from hostler_llamacpp.draftmodel import DraftModel
 from hostler_llamacpp.embedding import Embedder
@@ -77,10 +77,8 @@ class LlamaCppEngine:
         self._speculation: Speculation | None = None
         self._runs: dict[int, Run] = {}
         """By sequence id, in the order they came."""
-        self._aside: Aside | None = None
+        self._detour: Detour | None = None
         """None: no prompt can be evaluated aside."""
-        self._aside_run: Run | None = None
-        """Whose prompt is, if any."""
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -93,7 +91,7 @@ class LlamaCppEngine:
                 layout = self._warm_up(files.primary)
                 self._open_prefixes(layout, settings)
                 if aside.is_possible(loaded, settings, layout):
-                    self._aside = Aside(loaded, settings, layout)
+                    self._detour = Detour(Aside(loaded, settings, layout), self._streams, self._pace)
             else:
                 self._warm_up_embedding(files.primary)
             self._load_draft_model(loaded, files.primary, settings, progress)
@@ -197,7 +195,7 @@ class LlamaCppEngine:
         # A chunk that brings the weights in, one that tells what a prompt token costs, and one token of decode.
         for position, tokens, is_measured in ((0, prompt, False), (0, prompt, True), (n_tokens, prompt[:1], True)):
             if position == 0:
-                self._streams.release(stream, keeps=False)
+                self._streams.release(stream)
             self._batch.clear()
             self._batch.add(stream.number, position, tokens, wants_output=True)
             started = time.monotonic()
@@ -216,7 +214,7 @@ class LlamaCppEngine:
                 )
             with contextlib.suppress(EngineFailed):
                 states.append(self._streams.memory.save(stream.number))
-        self._streams.release(stream, keeps=False)
+        self._streams.release(stream)
         if len(states) < 3:
             self._caching = False  # a memory that llama.cpp cannot save; every prompt starts anew
             return unknown_layout()
@@ -248,9 +246,9 @@ class LlamaCppEngine:
             run.sampler.close()
         self._runs.clear()
         if self._loaded is not None:
-            if self._aside is not None:
-                self._aside.close()
-                self._aside = self._aside_run = None
+            if self._detour is not None:
+                self._detour.close()
+                self._detour = None
             self._embedder.free()
             if self._speculation is not None:
                 self._speculation.free()
@@ -263,7 +261,7 @@ class LlamaCppEngine:
 
     def memory(self) -> MemoryUse:
         """See Engine. Weights as mapped, repacked copies included."""
-        use, more = self._memory_use, [self._embedder.buffer_bytes, self._aside.buffer_bytes if self._aside else {}]
+        use, more = self._memory_use, [self._embedder.buffer_bytes, self._detour.aside.buffer_bytes if self._detour else {}]
         if self._speculation is not None and self._speculation.model is not None:
             more.append(self._speculation.model.buffer_bytes)
         return MemoryUse(
@@ -303,15 +301,15 @@ class LlamaCppEngine:
             self._drop(run)
 
     def _drop(self, run: Run) -> None:
-        """Forget a sequence; its stream keeps what was evaluated."""
+        """Forget a sequence; its stream keeps what was evaluated, if others may have it."""
         del self._runs[run.sink.id]
         run.sampler.close()
         if self._speculation is not None:
             self._speculation.drop(run.sink.id)
-        if run is self._aside_run:
-            self._take_from_aside()
+        if self._detour is not None and run is self._detour.run:
+            self._detour.end()
         if run.stream is not None:
-            self._streams.release(run.stream, keeps=self._caching)
+            self._streams.release(run.stream)
             run.stream = None
 
     def _fail(self, run: Run, message: str) -> None:
@@ -328,18 +326,28 @@ class LlamaCppEngine:
             if not run.sink.is_paused:
                 (decoding if run.n_done == run.n_prompt else waiting).append(run)
         chunks: list[tuple[Run, int]] = []
-        aside_s = 0.0
+        detour, aside_s = self._detour, 0.0
         if waiting:
+
+            def is_due(run: Run) -> bool:
+                return self._is_due(run, waiting)
+
             seconds, is_alone = self._pace.room_s(waiting, decoding)
-            aside_s = self._time_aside(waiting, decoding, seconds, is_alone)
+            if detour is not None:
+                aside_s = detour.room_s(waiting, len(decoding), seconds, is_due, is_alone=is_alone)
+            if self._embedder.n_open:
+                seconds, aside_s = seconds / 2, aside_s / 2
         if waiting and not aside_s:
-            n_tokens = self._pace.tokens_in(seconds / 2 if self._embedder.n_open else seconds, is_alone=is_alone)
-            others = [run for run in waiting if run is not self._aside_run]
-            chunks = share_out(others, n_tokens, lambda run: self._is_due(run, waiting)) if others else []
+            n_tokens = self._pace.tokens_in(seconds, is_alone=is_alone)
+            others = [run for run in waiting if detour is None or run is not detour.run]
+            chunks = share_out(others, n_tokens, is_due) if others else []
             if is_alone and self._pace.is_long(sum(n for _, n in chunks)):
                 decoding = []
         if not decoding and not chunks:
-            return self._go_on_aside(waiting, aside_s) if aside_s else False
+            if detour is None or not aside_s:
+                return False
+            detour.go_on(waiting, aside_s)
+            return True
         chunks = [(run, self._streams.clip(run.stream, n)) for run, n in chunks if run.stream is not None]
         n_prompt = sum(n for _, n in chunks)
         speculation = self._speculation
@@ -358,59 +366,9 @@ class LlamaCppEngine:
                 self._streams.take_checkpoint(run.stream)
         if rows:
             self._sample(rows)
-        if aside_s and self._aside_run is not None:
-            self._go_on_aside(waiting, aside_s)
+        if aside_s and detour is not None and detour.run is not None:
+            detour.go_on(waiting, aside_s)
         return True
-
-    def _time_aside(self, waiting: list[Run], decoding: list[Run], seconds: float, is_alone: bool) -> float:
-        """Seconds of this step for the prompt that is evaluated aside; 0: it is not its turn, or there is none."""
-        beside, run = self._aside, self._aside_run
-        if beside is None or not beside.is_usable or (run is not None and run.sink.is_paused):
-            return 0.0
-        first = min(waiting, key=Run.turn)
-        if run is None:
-            if is_alone or not Aside.is_worth(first.n_missing(), first.n_prompt - first.n_missing()):
-                return 0.0
-            if not self._is_due(first, waiting) or not Aside.is_worth(first.n_missing(), first.n_done):
-                return 0.0
-            assert first.stream is not None
-            blob = self._streams.memory.save(first.stream.number) if first.n_done else None
-            if not beside.begin(first.prompt[:-1], first.n_done, blob, self._pace.token_s):
-                return 0.0
-            self._aside_run = run = first
-        if run is not first:
-            return 0.0
-        seconds = min(seconds, self._pace.prompt_s(len(decoding)))
-        return seconds / 2 if self._embedder.n_open else seconds
-
-    def _go_on_aside(self, waiting: list[Run], seconds: float) -> bool:
-        """Evaluate some of the prompt that is evaluated aside, and take it over when it is complete."""
-        beside, run = self._aside, self._aside_run
-        assert beside is not None
-        assert run is not None
-        n = beside.advance(seconds)
-        if n:
-            run.n_aside = beside.n_done
-            pass_by(waiting, [(run, n)])
-            run.sink.prefilled(run.n_aside)
-        if beside.is_complete:
-            self._take_from_aside()
-        return True
-
-    def _take_from_aside(self) -> None:
-        """Put what was evaluated aside where it belongs."""
-        beside, run = self._aside, self._aside_run
-        assert beside is not None
-        assert run is not None
-        self._aside_run = None
-        beside.call_off()
-        stream = run.stream
-        if stream is None or beside.n_done <= stream.n_tokens:
-            return
-        if not self._streams.memory.restore(stream.number, beside.take()):
-            raise EngineFailed("llama.cpp did not take a prompt back that was evaluated aside; this is a bug")
-        stream.extend(run.prompt[stream.n_tokens : beside.n_done])
-        run.n_done = run.n_aside = beside.n_done
 
     def _is_prefix_coming(self, run: Run, waiting: list[Run]) -> bool:
         """Whether another prompt's prefill, under way, will soon evaluate much of this prompt's beginning."""
