@@ -307,6 +307,12 @@ class AlwaysReuses(BendsSequences):
         return Bent(sequence, cache_prompt=True)
 
 
+class KeepsWhatItMustNot(EchoEngine):
+    def add(self, sequence: SequenceSink) -> None:
+        super().add(sequence)
+        self._active[sequence.id].is_shared = True
+
+
 class GivesLogits(BendsSequences):
     def bend(self, sequence: SequenceSink) -> Any:
         def push(token: int, piece: bytes, logprob: TokenLogprob | None = None) -> bool:
@@ -396,6 +402,13 @@ def test_each_check_finds_the_engine_that_breaks_its_rule(name: str, files: Mode
     with contract, pytest.raises(ContractError, match=rf"^engine contract, {name}: "):
         contract.check(name)
     Leaks.leaked.clear()
+
+
+def test_an_engine_that_keeps_what_it_was_told_not_to_is_found_by_the_next_prompt(files: ModelFiles) -> None:
+    contract = EngineContract(KeepsWhatItMustNot, files, SETTINGS)
+
+    with contract, pytest.raises(ContractError, match="a later prompt found"):
+        contract.check("no_reuse_when_not_wanted")
 
 
 # -- near ties --------------------------------------------------------------------------------------------------------

@@ -282,6 +282,8 @@ class Cache:
         """INVARIANT: the keys and values of so many tokens lie in it, at positions 0 to n_tokens - 1."""
         self.is_active = False
         """A sequence owns it."""
+        self.is_shared = False
+        """Other sequences may begin with what lies in it; else it goes with the one it is of."""
         self.last_used = 0
         """Rises with each release."""
 

@@ -77,6 +77,26 @@ def test_a_prompt_is_found_again_after_stop_and_start_a_killed_worker_and_a_rest
         assert_found_again(ask(server), first)
 
 
+def test_a_prompt_that_is_not_to_be_cached_is_found_neither_again_nor_after_a_restart(home):
+    body = {"model": "smol", "prompt": RULES, "temperature": 0, "max_tokens": 4}
+
+    def n_cached(server, **fields):
+        usage = server.call("POST", "/v1/completions", {**body, **fields}).json()["usage"]
+        assert usage["prompt_tokens"] > 700
+        return usage["prompt_tokens_details"]["cached_tokens"]
+
+    with serving(home) as server:
+        assert [n_cached(server, cache_prompt=False) for _ in range(2)] == [0, 0]
+        server.call("PUT", "/v1/models/smol/stop")
+        assert kept_bytes(home) == 0
+        assert n_cached(server, cache_prompt=False) == 0
+        assert server.stop() == 0
+    with serving(home) as server:
+        assert n_cached(server) == 0
+        assert n_cached(server, cache_prompt=False) == 0
+        assert n_cached(server) > 700
+
+
 def test_what_was_written_while_it_ran_outlives_a_host_that_is_killed(home):
     with serving(home) as server:
         first = ask(server)

@@ -73,17 +73,17 @@ class Machine:
             if self.streams.can_truncate and b % 3 == 0:
                 self.streams.truncate(stream, stream.n_tokens - 1)
 
-    def end(self, a: int, b: int) -> None:
+    def end(self, a: int, _b: int) -> None:
         if (stream := self.running(a)) is not None:
             del self.prompts[stream]
-            self.streams.release(stream, keeps=b % 8 != 7)
+            self.streams.release(stream)
 
     def wait(self, a: int, b: int) -> None:
         """A prompt waits for what another one evaluates."""
         stream = self.running(a)
         if stream is not None and stream.n_tokens < len(self.prompts[stream]):
             n = self.streams.coming(self.prompts[stream][: 1 + b]).get(stream, 0)
-            assert n == min(1 + b, len(self.prompts[stream]))
+            assert n == (min(1 + b, len(self.prompts[stream])) if stream.is_shared else 0)
             if n > stream.n_tokens:
                 self.streams.may_wait_for(stream, n)
 
@@ -94,7 +94,7 @@ class Machine:
 
     def restart(self, a: int, _b: int) -> None:
         for stream in list(self.prompts):
-            self.streams.release(stream, keeps=True)
+            self.streams.release(stream)
         self.prompts.clear()
         if a % 2:  # else it died
             self.streams.close(10)
@@ -116,6 +116,7 @@ class Machine:
         assert [stream.number for stream in streams.all] == list(range(N_STREAMS))
         for stream in streams.all:
             assert stream.is_active == (stream in self.prompts)
+            assert stream.is_shared or stream.is_active or not stream.n_tokens, "what is nobody's business was kept"
             assert self.memory.tokens[stream.number] == stream.tokens.tolist()
         nodes = list(tree.nodes())
         owned: set[int] = set()
@@ -128,6 +129,7 @@ class Machine:
             assert node.parent is tree.root or (node.holders <= node.parent.holders)
             assert node.parent is tree.root or node.last_used <= node.parent.last_used
             for holder in node.holders:
+                assert holder.is_shared
                 n = min(holder.n_tokens, node.end) - node.start
                 held = holder.tokens[node.start : node.start + max(n, 0)]
                 assert held.tolist() == node.tokens[: max(n, 0)].tolist(), "a stream does not hold what the tree says"
@@ -171,9 +173,10 @@ def test_whatever_happens_no_cell_is_lost_or_owned_twice(
         machine.check()
 
     for stream in list(machine.prompts):
-        machine.streams.release(stream, keeps=False)
+        machine.streams.release(stream)
     for stream in machine.streams.all:
-        machine.streams.release(stream, keeps=False)
+        stream.is_shared = False
+        machine.streams.release(stream)
     tree = machine.streams.prefixes.tree
     for node in list(tree.nodes()):
         node.stored = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hostler.testing import RecordingSequence
@@ -205,6 +206,58 @@ def test_without_caching_nothing_is_saved(load_once: Callable[..., Loaded]) -> N
     assert loaded.answer(prompt(100, 100)).n_cached == 0
 
 
+def run_unkept(loaded: Loaded, tokens: list[int]) -> None:
+    """A whole answer, a prefill that is cancelled, and a pin, all of which are to leave nothing."""
+    loaded.answer(tokens, cache_prompt=False)
+    for n_evaluated in (1, len(tokens)):
+        sequence = loaded.sequence(tokens, cache_prompt=False)
+        sequence.n_pinned = len(tokens) // 2
+        driver = loaded.driver()
+        driver.add(sequence)
+        driver.step_until(lambda n=n_evaluated, sequence=sequence: (sequence.n_prefilled or 0) >= n)  # type: ignore[misc]
+        driver.cancel(sequence)
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_nothing_is_kept_of_a_prompt_that_is_not_to_be_cached(load_once: Callable[..., Loaded], model: str) -> None:
+    loaded = load_once(model, n_parallel=2)
+    unkept, kept = prompt(300, 102), prompt(300, 103)
+    fresh = loaded.answer(kept)
+    prefixes = loaded.engine._streams.prefixes
+
+    run_unkept(loaded, unkept)
+    assert loaded.answer(kept).n_cached == 299, "what another left was lost for it"
+    assert not prefixes.tree.find(np.array(unkept, np.int32))[1]
+    loaded.answer(prompt(100, 104))
+    loaded.answer(prompt(100, 105))
+
+    later = loaded.answer(unkept)
+    assert later.n_cached == 0
+    assert_same_answer(loaded.answer(kept), fresh, TOLERANCE)
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_a_running_prompt_that_is_not_to_be_cached_is_neither_copied_nor_waited_for(
+    load_once: Callable[..., Loaded], model: str
+) -> None:
+    loaded = load_once(model, n_parallel=3)
+    tokens = prompt(200, 106)
+    unkept = loaded.sequence(tokens, cache_prompt=False)
+    driver = loaded.driver()
+    driver.add(unkept)
+    driver.step_until(lambda: (unkept.n_prefilled or 0) > 0)
+    beside = loaded.sequence(tokens)
+    driver.add(beside)
+    driver.step_until(lambda: len(unkept.token_ids) > 0)
+    behind = loaded.sequence([*tokens, 270, 271], cache_prompt=False)
+    driver.add(behind)
+
+    driver.run()
+
+    assert (unkept.n_cached, beside.n_cached, behind.n_cached) == (0, 0, 0)
+    assert_same_answer(unkept, beside, TOLERANCE)
+
+
 # -- models that forget -------------------------------------------------------------------------------------------------
 
 
@@ -315,6 +368,25 @@ def test_prefixes_of_another_model_or_setting_are_not_found(restart: Callable[..
     for change in changes:
         assert restart(**change).answer(tokens).n_cached == 0
     assert restart(n_parallel=2, ctx_len=1024, cpu_threads=2).answer(tokens).n_cached == 299
+
+
+@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("ram_bytes", [0, 256 * MIB])
+def test_nothing_of_a_prompt_that_is_not_to_be_cached_is_found_after_a_restart(
+    restart: Callable[..., Loaded], tmp_path: Path, model: str, ram_bytes: int
+) -> None:
+    loaded = restart(model, cache_ram_bytes=ram_bytes)
+    tokens = prompt(400, 224)
+    run_unkept(loaded, tokens)
+    running = loaded.sequence(tokens, cache_prompt=False)
+    driver = loaded.driver()
+    driver.add(running)
+    driver.step_until(lambda: len(running.token_ids) > 2)
+
+    loaded = restart(model, cache_ram_bytes=ram_bytes)  # while it runs
+
+    assert not list(tmp_path.rglob("*.prefix"))
+    assert loaded.answer(tokens).n_cached == 0
 
 
 def test_worker_that_dies_has_written_what_was_worth_it(restart: Callable[..., Loaded]) -> None:

@@ -218,7 +218,7 @@ def test_window_model_answers_rightly_after_any_rollback(load: Callable[..., Loa
     for n_shared in (395, 330, 200, 40):
         other = [*tokens[:n_shared], *prompt(30, 91 + n_shared)]
         fresh = loaded.answer(other, cache_prompt=False)
-        loaded.answer(tokens, cache_prompt=False)
+        loaded.answer(tokens)
         reused = loaded.answer(other)
         assert_same_answer(fresh, reused, TOLERANCE)
         assert reused.n_cached in (0, n_shared)
@@ -232,7 +232,7 @@ def test_window_model_without_the_rule_would_answer_wrongly(
     tokens = prompt(700, 92)
     other = [*tokens[:300], *prompt(30, 93)]
     fresh = loaded.answer(other, cache_prompt=False)
-    loaded.answer(tokens, cache_prompt=False)
+    loaded.answer(tokens)
 
     monkeypatch.setattr(streams_module, "may_keep", lambda *_: True)
     reused = loaded.answer(other)

@@ -119,6 +119,25 @@ def test_second_turn_is_not_prefilled_again(llama: Loaded) -> None:
     assert_same_answer(llama.answer(turn, cache_prompt=False), second, TOLERANCE)
 
 
+@pytest.mark.parametrize("backend", ["session", "generators"])
+def test_nothing_is_kept_of_a_prompt_that_is_not_to_be_cached(load: Callable[..., Loaded], backend: str) -> None:
+    loaded = load(n_parallel=2, backend=backend)
+    tokens = prompt(150, 44)
+    unkept = loaded.answer(tokens, cache_prompt=False)
+    running = loaded.sequence(tokens, cache_prompt=False)
+    driver = loaded.driver()
+    driver.add(running)
+    driver.step_until(lambda: len(running.token_ids) > 1)
+
+    beside = loaded.sequence(tokens)
+    driver.add(beside)
+    driver.run()
+
+    assert (unkept.n_cached, running.n_cached, beside.n_cached) == (0, 0, 0)
+    assert loaded.answer(tokens).n_cached == len(tokens) - 1
+    assert_same_answer(unkept, beside, TOLERANCE)
+
+
 def test_chats_in_turn_keep_their_own_prefixes(llama: Loaded) -> None:
     chats = {seed: llama.answer(prompt(100, seed)) for seed in (40, 41, 42)}
 

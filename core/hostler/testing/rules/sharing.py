@@ -84,7 +84,12 @@ def a_prefix_that_parts_is_not_trusted(c: EngineContract) -> None:
 
 @check
 def no_reuse_when_not_wanted(c: EngineContract) -> None:
-    """With `cache_prompt` false the whole prompt is evaluated: `begin(0)`."""
+    """With `cache_prompt` false the whole prompt is evaluated: `begin(0)`; and no later prompt finds any of it."""
+    prompt = c.long_tokens(c.n_long(0.5), topic="private page")
     for _ in range(2):
-        sequence = c.answer(PROMPTS[13], c.greedy(4), cache_prompt=False)
+        sequence = c.answer(prompt, c.greedy(4), cache_prompt=False)
         assert sequence.n_cached == 0, f"begin() said {sequence.n_cached} cached tokens"
+    later = c.answer(prompt, c.greedy(4), cache_prompt=True)
+    assert (later.n_cached or 0) < len(prompt) // 2, (
+        f"of {len(prompt)} prompt tokens that were evaluated with cache_prompt=False a later prompt found {later.n_cached}"
+    )

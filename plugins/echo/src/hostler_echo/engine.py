@@ -108,9 +108,10 @@ class EchoEngine:
         tokens = list(sequence.tokens)
         n_cached, slot = 0, free[0]
         if may_reuse:
-            found = ((_n_common(slot.cells, tokens), slot) for slot in free)
+            found = ((_n_common(slot.cells, tokens) if slot.is_shared else 0, slot) for slot in free)
             n_cached, slot = max(found, key=lambda item: (item[0], -len(item[1].cells)))
         slot.take(sequence, tokens, min(n_cached, len(tokens) - 1))
+        slot.is_shared = may_reuse
         self._active[sequence.id] = slot
         try:
             wanted, text = read_directive(last_user_text(tokens))
@@ -205,6 +206,8 @@ class _Slot:
     def __init__(self) -> None:
         self.sequence: SequenceSink | None = None
         self.cells: list[int] = []
+        self.is_shared = False
+        """Another prompt may begin with what the cells hold."""
         """Evaluated tokens; stays after the sequence, for the next one that begins so."""
         self.manners = Manners()
         self.n_prompt = 0

@@ -109,7 +109,8 @@ class Streams:
 
         Args:
             prompt: Token ids, at least one.
-            may_reuse: False: start empty.
+            may_reuse: False: start empty, and keep nothing of it: no other prompt finds what is evaluated in the stream, and
+                when it is given back it is emptied.
             n_pinned: So many first tokens are to be evicted last.
 
         Returns:
@@ -130,7 +131,7 @@ class Streams:
         is_restored = n_saved >= MIN_RESTORED_TOKENS and (is_cheaper or n_saved >= n_keep + MIN_RESTORED_TOKENS)
         if is_restored:
             stream = min((stream for stream in self.all if not stream.is_active), key=self._victim_rank)
-        stream.is_active = True
+        stream.is_active, stream.is_shared = True, may_reuse
         if is_restored:
             n_keep = self._restore(stream, prompt, n_known, nodes)
         elif n_keep and source is None:
@@ -140,7 +141,8 @@ class Streams:
             self._empty(stream)
             if n_keep:
                 n_keep = self._keep(stream, n_keep) if source is not None and self._copy(source, stream) else 0
-        self._note(stream, prompt, n_keep, n_matched, n_pinned)
+        if may_reuse:
+            self._note(stream, prompt, n_keep, n_matched, n_pinned)
         return stream, n_keep
 
     def _note(self, stream: Stream, prompt: np.ndarray, n_keep: int, n_matched: int, n_pinned: int) -> None:
@@ -163,13 +165,13 @@ class Streams:
                     stream.stops.append(place)
                     last = place
 
-    def release(self, stream: Stream, *, keeps: bool) -> None:
-        """Give a stream back; what lies in it stays until its place is needed, or goes at once."""
+    def release(self, stream: Stream) -> None:
+        """Give a stream back; what lies in it stays until its place is needed, or goes at once where it is not shared."""
         stream.is_active = False
         stream.stops = []
         self._clock += 1
         stream.last_used = self._clock
-        if not keeps:
+        if not stream.is_shared:
             self._clear(stream)
             return
         leaf = self.prefixes.tree.hold(stream, stream.tokens)
@@ -238,7 +240,7 @@ class Streams:
             return
         prefixes.store_all(until)
         for stream in sorted(self.all, key=lambda stream: -stream.last_used):
-            if stream.n_tokens and time.monotonic() < until:
+            if stream.n_tokens and stream.is_shared and time.monotonic() < until:
                 leaf = prefixes.tree.hold(stream, stream.tokens)
                 state = prefixes.layout.take_apart(self.memory.save(stream.number))
                 if state is not None and prefixes.is_worth_storing(leaf.path(), at_end=True):

@@ -200,10 +200,10 @@ class OnnxGenaiEngine:
             self._drop(run)
 
     def _drop(self, run: Run) -> None:
-        """Forget a sequence; its row keeps what was evaluated."""
+        """Forget a sequence; its row keeps what was evaluated, if others may have it."""
         del self._runs[run.sink.id]
         if run.row is not None:
-            self._rows.release(run.row, keeps=self._caching)
+            self._rows.release(run.row)
             run.row = None
 
     def _fail(self, run: Run, message: str) -> None:
@@ -287,7 +287,9 @@ class OnnxGenaiEngine:
             return True
         if run.sink.cache_prompt and self._caching and self._backend.can_copy:
             for other in waiting:
-                if other.row is not None and common_prefix(other.prompt, run.prompt) - other.n_done >= MIN_SHARED_TOKENS:
+                if other.row is None or not other.row.is_shared:
+                    continue
+                if common_prefix(other.prompt, run.prompt) - other.n_done >= MIN_SHARED_TOKENS:
                     return False
         run.row, run.n_done = self._rows.place(run.prompt, may_reuse=run.sink.cache_prompt and self._caching)
         run.sink.begin(run.n_done)

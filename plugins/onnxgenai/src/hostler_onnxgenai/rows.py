@@ -28,7 +28,7 @@ class Rows:
 
         Args:
             prompt: Token ids, at least one.
-            may_reuse: False: start empty.
+            may_reuse: False: start empty, and keep nothing of it for others.
 
         Returns:
             The row, and how many tokens of the prompt lie in it: at most all but one, which must be evaluated for its
@@ -37,22 +37,22 @@ class Rows:
         limit = len(prompt) - 1
 
         def n_common(row: Cache) -> int:
-            return min(common_prefix(row.tokens, prompt), limit) if may_reuse else 0
+            return min(common_prefix(row.tokens, prompt), limit) if may_reuse and row.is_shared else 0
 
         row, source, n_kept = choose_cache(self.all, n_common, _rank, self._may_copy)
-        row.is_active = True
+        row.is_active, row.is_shared = True, may_reuse
         if source is not None:
             self._backend.copy(source.number, row.number, n_kept)
             row.take_over(source, n_kept)
         row.n_tokens = n_kept
         return row, n_kept
 
-    def release(self, row: Cache, *, keeps: bool) -> None:
-        """Give a row back; what lies in it stays until its place is needed, or is forgotten at once."""
+    def release(self, row: Cache) -> None:
+        """Give a row back; what lies in it stays until its place is needed, or is forgotten at once where it is not shared."""
         row.is_active = False
         self._clock += 1
         row.last_used = self._clock
-        if not keeps:
+        if not row.is_shared:
             row.n_tokens = 0
 
     def _may_copy(self, _source: Cache, _n_tokens: int) -> bool:
