@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hostler import EngineSettings, ModelFiles, ModelLoadFailed, SamplingParams
+from hostler import EngineSettings, ModelFiles, ModelLoadFailed, SamplingParams, UnsupportedParameter
 from hostler.library.store import Library
 from hostler.placement import draft_path
 from hostler_llamacpp import speculation
@@ -89,11 +89,12 @@ def test_a_model_that_cannot_guess_is_refused_by_both_names(
         path = tiny_models.write_llama(tmp_path / draft, **{"tokenizer.ggml.tokens": (9, (8, tiny_models.TOKENS))})
     settings = EngineSettings(ctx_len=512, n_parallel=2, draft_path=str(path))
 
-    with pytest.raises(ModelLoadFailed, match=why) as caught:
+    with pytest.raises(UnsupportedParameter, match=why) as caught:
         LlamaCppEngine().load(ModelFiles(str(models / "llama.gguf"), "gguf"), settings, lambda _: True)
 
     assert draft in caught.value.message
     assert "llama.gguf" in caught.value.message
+    assert caught.value.param == "draft_model"
 
 
 def test_memory_of_the_draft_model_is_estimated_and_accounted(llama: Loaded, itself: Loaded, models: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hostler import UnsupportedParameter
 from hostler.testing import RecordingSequence
 from hostler_llamacpp.engine import LlamaCppEngine
 
@@ -433,6 +434,19 @@ def test_fork_is_written_once(restart: Callable[..., Loaded], tmp_path: Path) ->
 
     # The first file holds all of the first prompt; the shared part is written once more, as one that others go on from.
     assert n_tokens < 2 * 300 + 6 * 76 + 10
+
+
+def test_load_that_fails_at_its_end_lets_go_of_the_folder(
+    restart: Callable[..., Loaded], models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = prompt(300, 260)
+    restart().answer(tokens)
+
+    with pytest.raises(UnsupportedParameter, match="cannot guess"):
+        restart(speculation="auto", draft_path=str(models / "mamba.gguf"))
+
+    assert restart().answer(tokens).n_cached == 299
+    assert "another worker" not in capsys.readouterr().err
 
 
 def test_engine_without_a_folder_keeps_nothing_on_disk(load_once: Callable[..., Loaded]) -> None:

@@ -22,10 +22,19 @@ N_LAYERS, WIDTH, INNER, N_HEADS, N_HEADS_KV, HEAD = 7, 64, 128, 4, 2, 32
 N_CTX = 2048
 
 
-def write_llama(path: Path, *, spread: float = 1.0, **changes: object) -> Path:
-    """A llama: full attention everywhere."""
-    tensors = {**_ends(spread), **_attention_layers(())}
-    return _write(path, {**_metadata("llama"), **changes}, tensors)
+def write_llama(
+    path: Path, *, spread: float = 1.0, n_layers: int = N_LAYERS, deep: float = 1.0, **changes: object
+) -> Path:
+    """A llama: full attention everywhere.
+
+    Args:
+        deep: How much the layers behind the first have to say; with little of it a model of one layer thinks alike.
+    """
+    tensors = {**_ends(spread), **_attention_layers((), n_layers)}
+    for name, values in tensors.items():
+        if name.endswith(("attn_output.weight", "ffn_down.weight")) and not name.startswith("blk.0."):
+            tensors[name] = values * deep
+    return _write(path, {**_metadata("llama"), "llama.block_count": (_U32, n_layers), **changes}, tensors)
 
 
 def write_gemma3(path: Path, *, window: int, **changes: object) -> Path:
@@ -188,10 +197,10 @@ def _ends(spread: float) -> dict[str, np.ndarray]:
     }
 
 
-def _attention_layers(extra_norms: Iterable[str]) -> dict[str, np.ndarray]:
+def _attention_layers(extra_norms: Iterable[str], n_layers: int = N_LAYERS) -> dict[str, np.ndarray]:
     random = np.random.default_rng(5)
     tensors = {}
-    for layer in range(N_LAYERS):
+    for layer in range(n_layers):
         name = f"blk.{layer}"
         tensors |= {
             f"{name}.attn_norm.weight": np.ones(WIDTH),

@@ -14,7 +14,7 @@ from pathlib import Path
 import llama_cpp as llama
 import numpy as np
 
-from hostler import EngineFailed, EngineSettings, ModelLoadFailed, Progress
+from hostler import EngineFailed, EngineSettings, ModelLoadFailed, Progress, UnsupportedParameter
 from hostler_llamacpp import loading
 from hostler_llamacpp.binding import Batch, LogitRows, log, short
 from hostler_llamacpp.loading import Loaded
@@ -57,7 +57,8 @@ class DraftModel:
         """Load it.
 
         Raises:
-            ModelLoadFailed, InvalidModelFile: It cannot be loaded, or cannot guess for this model; naming both.
+            ModelLoadFailed, InvalidModelFile: It cannot be loaded.
+            UnsupportedParameter: It cannot guess for this model; naming both.
         """
         path = Path(settings.draft_path)
         log.reset()
@@ -192,7 +193,7 @@ def _check_vocabulary(target: int, target_path: Path, draft: int, draft_path: Pa
     one, other = llama.llama_model_get_vocab(target), llama.llama_model_get_vocab(draft)
     names = f"{draft_path.name} cannot guess for {target_path.name}"
     if llama.llama_model_is_recurrent(draft) or llama.llama_model_is_hybrid(draft):
-        raise ModelLoadFailed(
+        raise _unfit(
             f"{names}: it is recurrent, and cannot go back to before a wrong guess; choose another draft_model"
         )
     for what, function in (
@@ -203,16 +204,20 @@ def _check_vocabulary(target: int, target_path: Path, draft: int, draft_path: Pa
         ("the EOS token", llama.llama_vocab_eos),
     ):
         if function(one) != function(other):
-            raise ModelLoadFailed(f"{names}: {what} differs; draft_model must be a model of the same vocabulary")
+            raise _unfit(f"{names}: {what} differs; draft_model must be a model of the same vocabulary")
     n_one, n_other = int(llama.llama_vocab_n_tokens(one)), int(llama.llama_vocab_n_tokens(other))
     if abs(n_one - n_other) > MAX_SIZE_DIFFERENCE:
-        raise ModelLoadFailed(
+        raise _unfit(
             f"{names}: it has {n_other} tokens, not {n_one}; draft_model must be a model of the same vocabulary"
         )
     text = short.llama_vocab_get_text
     for token in range(FIRST_COMPARED, min(n_one, n_other)):
         if text(one, token) != text(other, token):
-            raise ModelLoadFailed(
+            raise _unfit(
                 f"{names}: token {token} is {text(other, token)!r}, not {text(one, token)!r}; draft_model must be a model of "
                 "the same vocabulary"
             )
+
+
+def _unfit(message: str) -> UnsupportedParameter:
+    return UnsupportedParameter(message, param="draft_model")

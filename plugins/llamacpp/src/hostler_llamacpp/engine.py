@@ -30,7 +30,6 @@ from hostler import (
     InvalidRequest,
     MemoryUse,
     ModelFiles,
-    ModelLoadFailed,
     Pace,
     Packing,
     PrefixFiles,
@@ -85,22 +84,23 @@ class LlamaCppEngine:
     def load(self, files: ModelFiles, settings: EngineSettings, progress: Progress) -> EngineInfo:
         """See Engine."""
         loaded = loading.load(files, settings, progress)
-        try:
+        with contextlib.ExitStack() as failing:
+            failing.callback(loaded.free)
             info = self._start(loaded, settings)
+            failing.callback(self._embedder.free)
+            if self._speculation is not None:
+                failing.callback(self._speculation.free)
             if info.can_generate:
                 layout = self._warm_up(files.primary)
                 self._open_prefixes(layout, settings)
+                failing.callback(self._streams.prefixes.close, PREFIX_FILES_CLOSE_S)
                 if aside.is_possible(loaded, settings, layout):
                     self._detour = Detour(Aside(loaded, settings, layout), self._streams, self._pace)
             else:
                 self._warm_up_embedding(files.primary)
             self._load_draft_model(loaded, files.primary, settings, progress)
             loading.report(progress, 1.0)
-        except BaseException:
-            if self._speculation is not None:
-                self._speculation.free()
-            loaded.free()
-            raise
+            failing.pop_all()
         self._loaded = loaded
         return info
 
@@ -108,9 +108,10 @@ class LlamaCppEngine:
         if not settings.draft_path or settings.speculation == "off" or not loaded.context:
             return
         if self._speculation is None:
-            raise ModelLoadFailed(
+            raise UnsupportedParameter(
                 f"{Path(path).name} cannot go back to before a wrong guess (it is recurrent, or has sliding windows), so no "
-                "model can guess for it; unset draft_model"
+                "model can guess for it; unset draft_model",
+                param="draft_model",
             )
         self._speculation.model = DraftModel(loaded, path, settings, progress)
 
