@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from hostler_llamacpp.tuning.work import TuningRuns, Work
 
 from . import tiny_models
 from .test_tuning_steps import quantized
-from .tuning_home import Silent, home_with, run_here
+from .tuning_home import Silent, home_with, run_here, run_with, speeds_by_size
 
 FAST = job.Effort(n_rounds=1, n_prompt=64, n_new=4, n_repeats=1)
 
@@ -68,7 +68,7 @@ def test_quick_tuning_measures_the_single_types_and_settings(settings: Settings,
     assert tuned.variants[0].loss.change == 0.0
     sizes = {one.name: one.size_bytes for one in tuned.variants}
     assert sizes["original"] > sizes["Q8_0"] > sizes["Q4_0"]
-    assert tuned.recommended in sizes
+    assert tuned.recommended == "IQ4_NL", "of the two smallest, here the fastest, the closer one"
     assert {one.name for one in tuned.settings} == {"threads", "n_batch / n_ubatch"}
     assert "Q8_0" in tuned.variants[1].types
 
@@ -83,6 +83,32 @@ def test_full_tuning_adds_mixes_between_fine_and_coarse(settings: Settings, work
     assert fine is not None
     assert coarse is not None
     assert all(coarse.size_bytes * 0.9 <= one.size_bytes <= fine.size_bytes for one in mixes)
+    assert tuned.best_settings == tuning_of(settings, work).start, "nothing that was tried is better"
+
+
+def test_coarse_types_that_save_no_time_make_no_mixes(settings: Settings, work: Work) -> None:
+    def coarse_is_slow(arguments: Mapping[str, Any]) -> float:
+        return 1e-3 * Path(arguments["path"]).stat().st_size
+
+    tuned = tuning_of(settings, work, quick=False, run=run_with(coarse_is_slow)).run()
+
+    assert [one.name for one in tuned.variants] == ["original", "Q8_0", "IQ4_NL", "Q4_0"]
+    assert tuned.recommended == "original"
+
+
+def test_settings_that_are_faster_are_found_one_after_the_other(settings: Settings, work: Work) -> None:
+    def knows_what_it_likes(arguments: Mapping[str, Any]) -> float:
+        likes = (arguments["n_threads"] == 1, arguments["n_ubatch"] == 128, not arguments["flash_attn"])
+        return speeds_by_size({**arguments, "n_threads": 1 + sum(likes)})
+
+    tuned = tuning_of(settings, work, quick=False, run=run_with(knows_what_it_likes)).run()
+
+    best = tuned.best_settings
+    assert (best.cpu_threads, best.n_ubatch, best.flash_attn) == (1, 128, False)
+    assert (best.use_mmap, best.has_huge_pages, best.cache_type) == (True, False, "f16")
+    taken = {(one.name, one.value) for one in tuned.settings if one.is_taken}
+    assert {("threads", "1"), ("n_batch / n_ubatch", "512 / 128"), ("flash attention", "off")} <= taken
+    assert "KV type" not in {one.name for one in tuned.settings}, "a quantized one needs flash attention"
 
 
 def test_what_was_measured_is_known_to_the_next_command(settings: Settings, work: Work) -> None:
