@@ -46,13 +46,18 @@ class Generation(HostedRequest):
         super().__init__(request.id, model, hosted, ticket, reenter, on_close)
         self.request = request
         self._group: ReaderGroup | None = None
+        self._gathers = False
 
-    def events(self, poll_s: float) -> Iterator[GenerationEvent | None]:
+    def events(self, poll_s: float, *, gathers: bool = False) -> Iterator[GenerationEvent | None]:
         """Yield events until every answer is finished; None after each `poll_s` seconds of silence.
+
+        Args:
+            gathers: Whole answers are wanted: text may come late and many tokens at once. See ReaderGroup.
 
         Raises:
             HostlerError: What went wrong; before the first TextEvent it can still become an HTTP status.
         """
+        self._gathers = gathers
         try:
             group = yield from self._enter_worker(poll_s, self._submit)
         except RequestCancelled:
@@ -83,7 +88,7 @@ class Generation(HostedRequest):
         worker = self.hosted.worker
         if worker is None:
             raise EngineUnavailable(f"{self.model.manifest.id} was stopped; try again", retry_after_s=1.0)
-        group = worker.reader_group()
+        group = worker.reader_group(gathers=self._gathers)
         try:
             for index in range(self.request.n):
                 worker.submit(

@@ -98,7 +98,8 @@ class ScriptedGeneration:
         self.is_finished = False
         self._is_cancelled = threading.Event()
 
-    def events(self, poll_s: float) -> Iterator[Any]:
+    def events(self, poll_s: float, *, gathers: bool = False) -> Iterator[Any]:
+        del gathers  # a script's steps come as they come
         for step in self.script:
             if isinstance(step, Pause):
                 step.reached.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -10,7 +11,7 @@ from hostler import errors
 from hostler.domain import FinishEvent, FinishReason, PrefillEvent, SamplingParams, TextEvent, Timings, TokenLogprob, Usage
 from hostler.errors import EngineUnavailable, HostlerError, InvalidRequest, QueueFull, RequestCancelled
 from hostler.ring import RingSegment, RingWriter
-from hostler.worker.answers import ReaderGroup, RingTable, WorkerSequence, error_of
+from hostler.worker.answers import REST_S, ReaderGroup, RingTable, WorkerSequence, error_of
 from hostler.worker.exits import ExitReport
 from hostler.worker.wire import (
     ENDED,
@@ -34,7 +35,7 @@ class Rig:
     """A table whose messages to the worker are kept, and the worker's writers."""
 
     def __init__(self, n_rings: int = 2, n_wakes: int = 2) -> None:
-        self.segment = RingSegment.create(n_rings, 4096, n_wakes)
+        self.segment = RingSegment.create(n_rings, 4096, n_wakes + 1)
         self.sent: list[HostMessage] = []
         self.is_gone = False
         self.table = RingTable(self.segment, self, "tiny")
@@ -86,7 +87,7 @@ def test_consecutive_text_of_one_answer_becomes_one_event() -> None:
 
 def test_more_frames_than_one_drain_takes_are_all_given() -> None:
     rig = Rig()
-    rig.segment = RingSegment.create(1, 1 << 16, 1)
+    rig.segment = RingSegment.create(1, 1 << 16, 2)
     rig.table = RingTable(rig.segment, rig, "tiny")
     with rig.table.reader_group() as group:
         sequence = rig.submit(group)
@@ -94,6 +95,24 @@ def test_more_frames_than_one_drain_takes_are_all_given() -> None:
             rig.text(sequence, str(number % 10))
 
         assert group.drain() == [TextEvent(0, "0123456789" * 100, 1000)]
+
+
+def test_a_group_that_gathers_sleeps_through_tokens_and_wakes_for_an_end() -> None:
+    rig = Rig()
+    with rig.table.reader_group(gathers=True) as group:
+        sequence = rig.submit(group)
+        group.wait(0.0)  # the submission itself
+        rig.text(sequence, "some")
+        started = time.monotonic()
+        assert group.wait(30.0)
+        assert REST_S <= time.monotonic() - started < 30.0
+        assert group.drain() == [TextEvent(0, "some", 1)]
+        assert not group.wait(0.0)
+
+        rig.end(sequence)
+        rig.table.sequence_closed(sequence.id)
+        assert rig.segment.wait(group.wake_index, (), 0.0)
+        assert [type(event) for event in group.drain()] == [FinishEvent]
 
 
 def test_text_with_log_probabilities_is_joined_with_them() -> None:

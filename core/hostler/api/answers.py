@@ -43,7 +43,7 @@ class Events(Protocol):
     model: ModelView
     created: int
 
-    def events(self, poll_s: float) -> Iterator[GenerationEvent | None]:
+    def events(self, poll_s: float, *, gathers: bool = False) -> Iterator[GenerationEvent | None]:
         """See hostler.generation.Generation."""
 
     def close(self) -> None:
@@ -137,7 +137,7 @@ def collect(
     finishes: dict[int, FinishEvent] = {}
     looked_at = time.monotonic()
     with generation:
-        for event in generation.events(POLL_S):
+        for event in generation.events(POLL_S, gathers=True):
             now = time.monotonic()
             if now - looked_at >= POLL_S:  # nothing is written meanwhile, so nothing else would notice
                 looked_at = now

@@ -46,13 +46,13 @@ class ManyPrompts:
         self._next = 1
         self._active: list[tuple[int, Events, Iterator[GenerationEvent | None]]] = [(0, first, first.events(ROUND_POLL_S))]
 
-    def events(self, poll_s: float) -> Iterator[GenerationEvent | None]:
+    def events(self, poll_s: float, *, gathers: bool = False) -> Iterator[GenerationEvent | None]:
         """All events, with indices over all prompts; None after each round in which every generation was silent.
 
         Args:
             poll_s: At most so many seconds pass without an event or None.
         """
-        del poll_s  # a round is shorter than any caller's patience
+        del poll_s, gathers  # a round is shorter than any caller's patience
         while self._active or self._next < self._n_prompts:
             self._fill()
             is_silent = True

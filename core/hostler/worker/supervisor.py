@@ -276,14 +276,17 @@ class Supervisor:
 
     # -- sequences and calls ----------------------------------------------------------------------------------------
 
-    def reader_group(self) -> ReaderGroup:
+    def reader_group(self, *, gathers: bool = False) -> ReaderGroup:
         """A new group on the running worker.
+
+        Args:
+            gathers: See ReaderGroup.
 
         Raises:
             EngineUnavailable: No worker is running.
             QueueFull: `max_readers` groups are alive.
         """
-        return self._running().table.reader_group()
+        return self._running().table.reader_group(gathers=gathers)
 
     def submit(
         self,
@@ -426,7 +429,7 @@ class Supervisor:
     def _begin_run(self) -> _Run | None:
         """Spawn a worker and send it Load; None when it could not be spawned."""
         try:
-            segment = RingSegment.create(self.n_rings, self.limits.ring_bytes, self.limits.max_readers)
+            segment = RingSegment.create(self.n_rings, self.limits.ring_bytes, self.limits.max_readers + 1)
             run = _Run(segment, self.model_id, self._clock())
             request = SpawnRequest(worker_command(), {**self._environment, **os.environ}, segment.pass_fds)
             with self._changed:
