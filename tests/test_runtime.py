@@ -470,7 +470,7 @@ def test_many_embeddings_and_answers_at_once_share_one_start(make_runtime: MakeR
     calls += [Background(lambda: answer(runtime, chat("Hello"))[0]) for _ in range(4)]
 
     assert [call.join().result for call in calls] == [2] * 8 + ["Hello"] * 4
-    assert len(pids_of(runtime)) == 1
+    assert len(worker_pids()) == 1
 
 
 def test_embeddings_wait_in_the_queue_and_are_refused_when_it_is_full(make_runtime: MakeRuntime) -> None:
@@ -567,26 +567,11 @@ def test_without_autostart_embeddings_of_a_model_at_rest_are_refused(make_runtim
 
 
 def worker_pids() -> set[int]:
-    """Worker processes that live."""
+    """Worker processes that live, whether a runtime still knows them or not. No other test file's fixture leaves any."""
     import psutil
 
-    children = psutil.Process().children()  # direct ones: a server that tests share has its own
+    children = psutil.Process().children()  # direct ones: a server that tests share is a process, and has its own
     return {child.pid for child in children if "hostler.worker.child" in " ".join(child.cmdline())}
-
-
-@pytest.fixture(autouse=True)
-def _workers_of_others() -> None:
-    """Notes the workers that fixtures of other test files keep running in this process."""
-    others.clear()
-    others.update(worker_pids())
-
-
-others: set[int] = set()
-
-
-def pids_of(_runtime: Runtime) -> set[int]:
-    """Worker processes of this test's runtime that live, whether it still knows them or not."""
-    return worker_pids() - others
 
 
 def crash_until_it_backs_off(runtime: Runtime) -> None:
@@ -605,10 +590,10 @@ def test_a_start_in_a_back_off_begins_anew_with_one_worker(make_runtime: MakeRun
 
     view = runtime.start_model("parrot0")
 
-    assert pids_of(runtime) == {view.pid}
+    assert worker_pids() == {view.pid}
     assert answer(runtime, chat("Hello"))[0] == "Hello"
     runtime.stop_model("parrot0")
-    assert pids_of(runtime) == set()
+    assert worker_pids() == set()
 
 
 def test_a_request_in_the_restart_after_a_back_off_joins_it(make_runtime: MakeRuntime) -> None:
@@ -620,7 +605,7 @@ def test_a_request_in_the_restart_after_a_back_off_joins_it(make_runtime: MakeRu
 
     assert answer(runtime, chat("Hello"))[0] == "Hello"
 
-    assert pids_of(runtime) == {runtime.model("parrot0").pid}
+    assert worker_pids() == {runtime.model("parrot0").pid}
 
 
 @pytest.mark.parametrize("end", ["stop", "delete"])
@@ -638,7 +623,7 @@ def test_a_stop_or_delete_behind_a_stop_cancels_the_start_that_waits_between_the
 
     first.join()
     assert isinstance(start.join().error, StartCancelled)
-    assert pids_of(runtime) == set()
+    assert worker_pids() == set()
 
 
 def test_two_starts_at_once_keep_max_loaded_models(make_runtime: MakeRuntime) -> None:
@@ -647,7 +632,7 @@ def test_two_starts_at_once_keep_max_loaded_models(make_runtime: MakeRuntime) ->
 
     assert [start.join().error for start in starts] == [None, None]
 
-    assert len(pids_of(runtime)) == 1
+    assert len(worker_pids()) == 1
 
 
 def test_a_start_with_other_settings_than_the_one_going_on_gets_its_own(make_runtime: MakeRuntime) -> None:
@@ -659,7 +644,7 @@ def test_a_start_with_other_settings_than_the_one_going_on_gets_its_own(make_run
 
     assert second.ctx_len == 1024
     first.join()
-    assert len(pids_of(runtime)) == 1
+    assert len(worker_pids()) == 1
 
 
 def test_a_stop_ends_running_requests_with_its_own_error_and_starts_nothing_again(make_runtime: MakeRuntime) -> None:

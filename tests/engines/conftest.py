@@ -48,6 +48,8 @@ def make_model(engine: str, runtime: Runtime, folder: Path) -> str:
 def served(folder: Path, echoes: dict[str, dict[str, Any]], **changes: Any) -> Iterator[str]:
     """A server's address; it has a model of each engine, with the engine's name as its id, and more of echo.
 
+    `far`, the model of remote, is this server's own echo, asked as another server's: no id may be `remote`.
+
     Args:
         folder: For its home and the models.
         echoes: Their ids and what stands in their files.
@@ -62,6 +64,9 @@ def served(folder: Path, echoes: dict[str, dict[str, Any]], **changes: Any) -> I
         path.write_text(json.dumps(content))
         runtime.import_model(str(path), name)
     sockets = open_sockets("127.0.0.1", 0)
+    far = folder / "far.remote"
+    far.write_text(json.dumps({"url": f"{url_of(sockets)}/v1", "model": "echo", "kind": "hostler", "embeddings": True}))
+    runtime.import_model(str(far), "far")
     server = HttpServer(create_app(runtime, settings), sockets, settings)
     server.start()
     yield url_of(sockets)
@@ -71,7 +76,7 @@ def served(folder: Path, echoes: dict[str, dict[str, Any]], **changes: Any) -> I
         listener.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The server's address; beside the engines' models there is `wide`, which cannot be guided."""
     with served(tmp_path_factory.mktemp("engines"), {"wide": {"bytes_per_token": 3}}) as url:
@@ -89,13 +94,13 @@ def tight(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def http(url: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=url, timeout=DEADLINE_S, trust_env=False) as client:
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def client(url: str) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{url}/v1", api_key="unused", timeout=DEADLINE_S, max_retries=0) as client:
         yield client
