@@ -22,19 +22,17 @@ from hostler_llamacpp.tuning.bench import BUSY_CORES, Effort, Running, Speeds, c
 from hostler_llamacpp.tuning.child import StepFailed, run_step
 from hostler_llamacpp.tuning.choice import ORIGINAL, WIDE_LOSS, Loss, Measured, front, recommend
 from hostler_llamacpp.tuning.display import Display
+from hostler_llamacpp.tuning.files import Files
 from hostler_llamacpp.tuning.mixes import Group, Option, groups_of, plan
 from hostler_llamacpp.tuning.settings_search import Finding, Found, Search
 from hostler_llamacpp.tuning.source import Source
-from hostler_llamacpp.tuning.splice import splice
 from hostler_llamacpp.tuning.variants import (
     FINE,
     SHARES,
     Variant,
     changeable,
     coarse_bytes,
-    coarse_types,
     fine_bytes,
-    single,
     types_of,
 )
 from hostler_llamacpp.tuning.words import disturbed, listed, loss_words, machine, search_words
@@ -138,7 +136,7 @@ class Tuning:
             use_mmap=own["use_mmap"],
         )
         """As the model runs now."""
-        self._coarse = coarse_types(read_gguf_tensors(source.made_from))
+        self._files = Files(source, work, self._run, self._step, display.show, self._n_cores)
         self._is_from_other = source.made_from != source.path
 
     # -- before -------------------------------------------------------------------------------------------------------
@@ -146,7 +144,7 @@ class Tuning:
     def needed_bytes(self) -> int:
         """Of disk, at most at once: the fine file, the coarse ones, a mix, and the source's distributions."""
         source = self.order.source
-        files = 2 * fine_bytes(source.n_params) + len(self._coarse) * coarse_bytes(source.n_params)
+        files = 2 * fine_bytes(source.n_params) + len(self._files.coarse) * coarse_bytes(source.n_params)
         return files + min(2 * 2600 * source.n_vocab, 600 * 1024 * 1024)
 
     def begin(self) -> None:
@@ -207,11 +205,11 @@ class Tuning:
             return self._chosen(msgspec.convert(known, Tuned))
         started = time.monotonic()
         quick = self.order.is_quick
-        n_coarse = len(self._coarse)
+        n_coarse = len(self._files.coarse)
         self._of = 2 + self._is_from_other + 1 + n_coarse + (0 if quick else n_coarse + len(SHARES)) + 2
         losses: dict[str, Loss] = {}
         losses[ORIGINAL] = self._original()
-        variants = self._singles()
+        variants = self._files.singles()
         for variant in variants:
             losses[variant.name] = self._loss(variant, losses[ORIGINAL])
         mixes = [] if quick else self._mixes()
@@ -260,7 +258,7 @@ class Tuning:
             StepFailed: It is not.
         """
         weights = self._work.state.done["variants"][name]
-        path = self._file_of(Variant(name, weights))
+        path = self._files.of(Variant(name, weights))
         if path != out:
             out.unlink(missing_ok=True)
             path.rename(out)
@@ -296,7 +294,7 @@ class Tuning:
         def measure() -> dict[str, Any]:
             return self._step(
                 f"{variant.name} on the text",
-                lambda show: self._ask_loss(self._file_of(variant), show=show),
+                lambda show: self._ask_loss(self._files.of(variant), show=show),
                 lambda found: f"{loss_words(found)}, KL {found['kl']:.4f}",
             )
 
@@ -325,72 +323,15 @@ class Tuning:
     def _reference_is_there(self) -> bool:
         return self._work.path(REFERENCE).exists() and self._work.path(REFERENCE).with_suffix(".npy").exists()
 
-    # -- files --------------------------------------------------------------------------------------------------------
-
-    def _singles(self) -> list[Variant]:
-        """The variants of one type; those that are no other than the source are left out."""
-        sizes = {} if not self._coarse else changeable(self._quantized(FINE), self._quantized(self._coarse[0]))
-        source = self.order.source
-        names = [FINE, *self._coarse] if source.quantization != FINE else list(self._coarse)
-        return [single(name, sizes) for name in names if name != source.quantization or self._is_from_other]
-
-    def _quantized(self, name: str) -> Path:
-        """The whole model in one type, written by libllama."""
-        importance = "" if name == FINE else str(self._importance())
-
-        def make(part: Path) -> None:
-            self._run(
-                "quantize",
-                {
-                    "source": str(self.order.source.made_from),
-                    "out": str(part),
-                    "type": name,
-                    "is_pure": True,
-                    "overrides": [],
-                    "output_type": name,
-                    "embedding_type": name,
-                    "importance": importance,
-                    "n_threads": self._n_cores,
-                },
-                partial(self._display.show),
-            )
-
-        return self._work.file(f"{name}.gguf", make)
-
-    def _importance(self) -> Path:
-        def make(part: Path) -> None:
-            arguments = {
-                "path": str(self.order.source.made_from),
-                "text": texts.calibration(),
-                "n_threads": self._n_cores,
-                "out": str(part),
-            }
-            self._step(
-                "importance of the weights' inputs",
-                lambda show: self._run("importance", arguments, show),
-                lambda found: f"{found['n_tensors']} weights, {found['n_tokens']} tokens",
-            )
-
-        return self._work.file("importance.npz", make)
-
-    def _file_of(self, variant: Variant) -> Path:
-        """A variant's file; one lies there at a time beside the fine and the coarse ones."""
-        fine = self._quantized(FINE)
-        if not variant.weights:
-            return fine
-        out = self._work.path("variant.gguf.part")
-        splice(fine, {name: self._quantized(kind) for name, kind in variant.weights.items()}, out)
-        return out
-
     # -- mixes --------------------------------------------------------------------------------------------------------
 
     def _mixes(self) -> list[Variant]:
-        fine = self._quantized(FINE)
+        fine = self._files.quantized(FINE)
         groups: dict[str, Group] = {}
         options: list[Option] = []
         costs = self._work.once("type speeds", self._type_speeds)
-        for kind in self._coarse:
-            sizes = changeable(fine, self._quantized(kind))
+        for kind in self._files.coarse:
+            sizes = changeable(fine, self._files.quantized(kind))
             found = groups_of(sizes)
             groups |= {group.name: group for group in found}
             known = self._work.once(f"sensitivity {kind}", partial(self._sensitivity, kind, found))
@@ -410,8 +351,8 @@ class Tuning:
         arguments = {
             **LOSS_RUNNING,
             "original": str(self.order.source.made_from),
-            "fine": str(self._quantized(FINE)),
-            "coarse": str(self._quantized(kind)),
+            "fine": str(self._files.quantized(FINE)),
+            "coarse": str(self._files.quantized(kind)),
             "groups": {group.name: list(group.weights) for group in groups},
             "folder": str(self._work.folder),
             "text": texts.calibration(),
@@ -428,7 +369,7 @@ class Tuning:
         """Seconds of a request for the fine and the coarse files, roughly: for weighing groups against each other."""
 
         def measure(show: ShowStep) -> dict[str, Any]:
-            entries = {name: (partial(self._quantized, name), self.start) for name in (FINE, *self._coarse)}
+            entries = {name: (partial(self._files.quantized, name), self.start) for name in (FINE, *self._files.coarse)}
             found = compare(entries, QUICK_SPEEDS, self._measure_speed, lambda name, at, of: show(name, at / of))
             return {name: one.request_s for name, one in found.items()}
 
@@ -439,7 +380,7 @@ class Tuning:
     def _speeds(self, variants: list[Variant]) -> dict[str, Speeds]:
         def measure(show: ShowStep) -> dict[str, Speeds]:
             entries: dict[str, tuple[Callable[[], Path], Running]] = {ORIGINAL: (lambda: self.order.source.path, self.start)}
-            entries |= {one.name: (partial(self._file_of, one), self.start) for one in variants}
+            entries |= {one.name: (partial(self._files.of, one), self.start) for one in variants}
             effort = QUICK_SPEEDS if self.order.is_quick else SPEEDS
             return compare(entries, effort, self._measure_speed, lambda name, at, of: show(name, at / of))
 
@@ -463,7 +404,7 @@ class Tuning:
         return self._run("speed", arguments, None, running.environment())
 
     def _measured(self, name: str, variant: Variant | None, loss: Loss, speeds: Speeds) -> Measured:
-        path = self.order.source.path if variant is None else self._file_of(variant)
+        path = self.order.source.path if variant is None else self._files.of(variant)
         size = self.order.source.size_bytes if variant is None else path.stat().st_size
         types = types_of(read_gguf_tensors(path))
         return Measured(name, types, size, loss, speeds.prefill, speeds.decode, speeds.memory_bytes)
@@ -472,7 +413,7 @@ class Tuning:
 
     def _search(self, variant: Variant | None, original: Loss) -> tuple[list[Finding], Running]:
         quick = self.order.is_quick
-        path = self.order.source.path if variant is None else self._file_of(variant)
+        path = self.order.source.path if variant is None else self._files.of(variant)
 
         def keeps_loss(running: Running) -> bool:
             found = self._ask_loss(path, cache_type=running.cache_type)
