@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hostler_llamacpp.drafting import MAX_DRAFT, Ngrams, StepCosts, choose
+from hostler_llamacpp.drafting import LENGTHS, MAX_DRAFT, Ngrams, StepCosts, choose
 
 TEXT = list(range(100, 160))
 
@@ -109,6 +109,40 @@ def test_expectations_rise_with_each_right_guess_and_fall_with_a_wrong_one() -> 
         found.note(token)
     assert found.expected(0) == [1.0]
     assert found.expected(8)[-1] < 9.0
+
+
+def test_what_the_prompt_foretells_is_trusted_more_than_what_the_answer_repeats() -> None:
+    quoting = ngrams([1, 2, 3, *TEXT], [9, 1, 2, 3, *TEXT[:2]])
+    repeating = ngrams([0], [1, 2, 3, *TEXT[:10], 9, 1, 2, 3, *TEXT[:2]])
+
+    assert quoting.n_agreed == repeating.n_agreed
+    assert quoting.expected(8)[-1] > repeating.expected(8)[-1]
+
+
+def test_an_answer_that_repeats_itself_badly_does_not_spoil_a_quotation() -> None:
+    fresh = ngrams([1, 2, 3, *TEXT], [9, 1, 2, 3, *TEXT[:2]])
+    spoilt = ngrams([1, 2, 3, *TEXT], [number for turn in range(20) for number in (50, 51, 52, 70 + turn)])
+    for token in (9, 1, 2, 3, *TEXT[:2]):
+        spoilt.note(token)
+
+    assert spoilt.expected(8) == fresh.expected(8)
+
+
+def test_a_gain_within_what_is_not_known_is_none() -> None:
+    even = costs(1.0, 0.5, fixed_s=0.5)
+
+    assert choose([(Sure(0.5), 100)], 1, even, 63) == ([], 0)  # 1.5 tokens in 1.5 times the time
+    assert choose([(Sure(0.6), 100)], 1, even, 63)[0] == [0]
+
+
+@pytest.mark.parametrize("chance", [0.3, 0.6, 0.8, 0.9, 0.97, 0.99])
+@pytest.mark.parametrize("row_s", [0.05, 0.2, 0.4])
+def test_the_length_chosen_is_the_best_of_all_lengths(chance: float, row_s: float) -> None:
+    known = costs(1.0, row_s, fixed_s=1.0 - row_s / 2)
+    speeds = {n: Sure(chance).expected(n)[-1] / known.step_s(1, 1, n) for n in LENGTHS}
+    best = max(speeds, key=speeds.__getitem__)
+
+    assert choose([(Sure(chance), 100)], 1, known, 63)[1] == (best if speeds[best] * known.plain_s(1) > 1.0203 else 0)
 
 
 def test_sure_guesses_are_made_and_long_where_rows_are_cheap() -> None:

@@ -31,17 +31,25 @@ _N = 3
 """Tokens that must have stood there before. With 2 most finds are chance; with 4 each edited word in a copy costs more."""
 _TOKEN_BITS = 21
 _KEY_MASK = (1 << (_N * _TOKEN_BITS)) - 1
-_HIT_RATES = (0.0, 0.0, 0.4, 0.6, 0.75, 0.88, 0.93)
-"""How often a guess is right before anything is known of this answer, by the bit length of how many tokens have agreed."""
-_MAX_CLASS = len(_HIT_RATES) - 1
-_LEARNING_RATE = 0.08
+_QUOTED_RATES = (0.0, 0.0, 0.5, 0.75, 0.88, 0.94, 0.96)
+_REPEATED_RATES = (0.0, 0.0, 0.4, 0.6, 0.75, 0.88, 0.93)
+"""How often a guess is right before anything is known of this answer, by the bit length of how many tokens have agreed: of
+guesses from the prompt, which an answer copies at length or not at all, and from the answer itself, which goes round in
+circles and leaves them."""
+_MAX_CLASS = len(_QUOTED_RATES) - 1
+_QUOTED_PACE, _REPEATED_PACE = 0.09, 0.05
+"""How fast the rates learn."""
 _MOST = 0.995
+_MIN_GAIN = 0.02
+"""Less is no gain: what steps cost is not known better, and a step of another shape makes the next plain one dearer, too."""
+_SHORT = 4
+"""Draft lengths up to here are weighed first."""
 
 
 class Ngrams:
     """One sequence's tokens, where each run of them stood last, and how well that has foretold the answer."""
 
-    __slots__ = ("_at", "_index", "_key", "_n_agreed", "_n_prompt", "_prompt", "_rates", "_tokens")
+    __slots__ = ("_at", "_index", "_key", "_n_agreed", "_n_prompt", "_prompt", "_quoted", "_repeated", "_tokens")
 
     def __init__(self, prompt: np.ndarray) -> None:
         """Take note of the prompt; it is gone through only when the first token of the answer has been handed over.
@@ -60,7 +68,8 @@ class Ngrams:
         """Where the token stands that is expected next; 0: nothing is expected."""
         self._n_agreed = 0
         """How many tokens before that place are also the last ones here."""
-        self._rates = list(_HIT_RATES)
+        self._quoted = list(_QUOTED_RATES)
+        self._repeated = list(_REPEATED_RATES)
 
     @property
     def n_written(self) -> int:
@@ -90,11 +99,15 @@ class Ngrams:
         if at:
             n_agreed = self._n_agreed
             kind = min(n_agreed.bit_length(), _MAX_CLASS)
+            if at < self._n_prompt:
+                rates, pace = self._quoted, _QUOTED_PACE
+            else:
+                rates, pace = self._repeated, _REPEATED_PACE
             if tokens[at] == token:
-                self._rates[kind] += _LEARNING_RATE * (1.0 - self._rates[kind])
+                rates[kind] += pace * (1.0 - rates[kind])
                 at, self._n_agreed = at + 1, n_agreed + 1
             else:
-                self._rates[kind] *= 1.0 - _LEARNING_RATE
+                rates[kind] *= 1.0 - pace
                 at = 0
         tokens.append(token)
         self._key = key = (self._key << _TOKEN_BITS | token) & _KEY_MASK
@@ -116,7 +129,7 @@ class Ngrams:
 
     def expected(self, n_most: int) -> list[float]:
         """Tokens that a step is expected to give, by the number of guesses: `[1.0, ...]`, `n_most` + 1 of them."""
-        rates, n_agreed = self._rates, self._n_agreed
+        rates, n_agreed = self._quoted if self._at < self._n_prompt else self._repeated, self._n_agreed
         total, chance = 1.0, 1.0
         result = [total]
         for n in range(n_agreed, n_agreed + n_most):
@@ -154,6 +167,8 @@ class StepCosts:
         self._plain_s = [0.0] * (n_slots + 1)
         # Sums over passes: weight, rows, rows squared, seconds, rows times seconds.
         self._sums = [0.0] * 5
+        self._line = (0.0, 0.0)
+        """The line of best fit: seconds of no rows, seconds a row."""
 
     def start(self, one_s: float, row_s: float) -> None:
         """Begin with what the warm-up said.
@@ -175,10 +190,8 @@ class StepCosts:
 
     def pass_s(self, n_rows: int) -> float:
         """A pass of so many rows, 2 or more."""
-        weight, rows, squares, seconds, products = self._sums
-        spread = weight * squares - rows * rows
-        slope = max(0.0, (weight * products - rows * seconds) / spread) if spread > 0 else 0.0
-        return max(self._plain_s[1], (seconds - slope * rows) / weight + slope * n_rows) if weight else 0.0
+        fixed_s, row_s = self._line
+        return max(self._plain_s[1], fixed_s + row_s * n_rows)
 
     def step_s(self, n: int, n_drafting: int, length: int) -> float:
         """A step of so many sequences of which some have guesses, equally many each."""
@@ -206,6 +219,10 @@ class StepCosts:
         keep = 0.97
         for index, value in enumerate((1.0, n_rows, n_rows * n_rows, seconds, n_rows * seconds)):
             self._sums[index] = keep * self._sums[index] + weight * value
+        total, rows, squares, all_s, products = self._sums
+        spread = total * squares - rows * rows
+        row_s = max(0.0, (total * products - rows * all_s) / spread) if spread > 0 else 0.0
+        self._line = (all_s - row_s * rows) / total, row_s
 
 
 class Source(Protocol):
@@ -238,26 +255,56 @@ def choose(
     Returns:
         Places in `sources`, and how many guesses each of them makes; nobody and 0 where plain steps are better.
     """
+    plain_s = costs.plain_s(n) + prompt_s
+    if plain_s <= 0:
+        return [], 0
     longest = min(MAX_DRAFT, n_rows)
-    # [how many guesses] -> log of the tokens a step then gives
-    gains = []
+    # PERF: tokens gained by length are concave, a step's time is a straight line, so the speed has one peak. Where it is found
+    # among the first few, as with every guess that is hardly worth one, nobody need know of the others.
+    for reach in (min(_SHORT, longest), longest):
+        order, best, best_length, has_peak = _search(sources, n, costs, n_rows, reach, plain_s, n_waiting, prompt_s, guess_s)
+        if has_peak:
+            break
+    return order[:best], best_length
+
+
+def _search(
+    sources: Sequence[tuple[Source, int]],
+    n: int,
+    costs: StepCosts,
+    n_rows: int,
+    longest: int,
+    plain_s: float,
+    n_waiting: int,
+    prompt_s: float,
+    guess_s: float,
+) -> tuple[list[int], int, int, bool]:
+    """Go through the draft lengths up to one.
+
+    Returns:
+        Places in `sources` in the order of their gains, how many of them draft, how much each, and whether longer drafts are
+        known to be worse.
+    """
+    gains = []  # [how many guesses] -> log of the tokens a step then gives
     for source, n_most in sources:
         expected = source.expected(min(longest, n_most))
         expected += expected[-1:] * (longest + 1 - len(expected))
         gains.append([math.log(one) for one in expected])
     order = sorted(range(len(gains)), key=lambda index: -gains[index][-1])
-    plain_s = costs.plain_s(n) + prompt_s
-    if plain_s <= 0:
-        return [], 0
-    best, best_gain, best_length = 0, 0.0, 0
+    best, best_gain, best_length = 0, _MIN_GAIN, 0
+    highest = -math.inf
     for length in LENGTHS:
         if length > longest:
             break
-        total = 0.0
+        total, peak = 0.0, -math.inf
         for n_drafting, index in enumerate(order[: n_rows // length], 1):
             total += gains[index][length]
             step_s = costs.step_s(n, n_drafting, length) + prompt_s + length * guess_s
             gain = total - (n + n_waiting) * math.log(step_s / plain_s)
+            peak = max(peak, gain)
             if gain > best_gain:
                 best, best_gain, best_length = n_drafting, gain, length
-    return order[:best], best_length
+        if peak < highest:
+            return order, best, best_length, True
+        highest = peak
+    return order, best, best_length, False
