@@ -16,7 +16,7 @@ import random
 import sys
 from pathlib import Path
 
-from common import Context, Row, compare, print_table, write_csv, write_json
+from common import Context, Row, add_run_arguments, compare, print_table, write_results
 from servers import Hostler, LlamaServer, Server, ServerFailed, Settings, end_on_sigterm, start_settings
 from streamclient import fetch, run_clients
 from workloads import Workload
@@ -91,15 +91,11 @@ def measure_llama_server(binary: Path, settings: Settings, workload: Workload, r
 def main(argv: list[str] | None = None) -> int:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model-path", type=Path, required=True, help="GGUF file")
+    add_run_arguments(parser, n_rounds=5, n_threads=os.cpu_count(), model="GGUF file")
     parser.add_argument("--llama-server", type=Path, help="binary to compare with; without it hostler alone is measured")
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--ctx", type=int, default=4096, help="tokens per slot (4096)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--words", type=int, default=200, help="prompt length of the traffic between two looks (200)")
-    parser.add_argument("--csv", type=Path)
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)
     settings = Settings(arguments.model_path, arguments.slots, arguments.ctx, arguments.threads)
     workload = Workload("load", "each slot works twice", settings.n_slots, 2, arguments.words, 16)
@@ -129,10 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     workload_name = f"{settings.n_slots}x{settings.ctx_len}"
     rows: list[Row] = compare(BENCHMARK, workload_name, rounds, UNITS, baseline, arguments.model_path.name, str(settings))
     print_table(rows)
-    if arguments.csv:
-        write_csv(arguments.csv, rows, context)
-    if arguments.json:
-        write_json(arguments.json, rows, context)
+    write_results(arguments, rows, context)
     return 0
 
 

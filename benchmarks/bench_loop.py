@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from common import Context, compare, print_table, write_csv, write_json
+from common import Context, add_run_arguments, compare, print_table, write_results
 
 from hostler import EngineSettings, ModelFiles, SamplingParams
 from hostler.ring import RingSegment
@@ -125,14 +125,10 @@ class Bench:
 def main(argv: list[str] | None = None) -> int:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model-path", type=Path, required=True, help="GGUF file")
+    add_run_arguments(parser, n_rounds=5, n_threads=2, model="GGUF file")
     parser.add_argument("--streams", type=int, action="append", default=[], help="repeatable; default: 1, 4, 16")
     parser.add_argument("--tokens", type=int, default=100, help="per stream and round (100)")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--speculation", default="auto", help="as the model's setting (auto)")
-    parser.add_argument("--csv", type=Path)
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)
     streams = arguments.streams or [1, 4, 16]
     kinds = {
@@ -153,10 +149,7 @@ def main(argv: list[str] | None = None) -> int:
         subject = {f"{n_streams} streams": results}
         rows += compare(BENCHMARK, kind, subject, UNITS, "", arguments.model_path.name, settings)
     print_table(rows)
-    if arguments.csv:
-        write_csv(arguments.csv, rows, context)
-    if arguments.json:
-        write_json(arguments.json, rows, context)
+    write_results(arguments, rows, context)
     return 0
 
 

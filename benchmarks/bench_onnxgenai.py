@@ -29,7 +29,7 @@ from pathlib import Path
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
-from common import Context, Row, compare, print_table, write_csv, write_json
+from common import Context, Row, add_run_arguments, compare, print_table, write_results
 
 from hostler import EngineSettings, ModelFiles, SamplingParams, TokenLogprob
 from hostler.testing import Driver, RecordingSequence
@@ -200,16 +200,12 @@ def take_turns(n_rounds: int, subjects: Callable[[int], dict[str, Measure]]) -> 
 def main(argv: list[str] | None = None) -> int:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model-path", type=Path, required=True, help="model folder with a genai_config.json")
+    add_run_arguments(parser, n_rounds=7, n_threads=os.cpu_count(), model="model folder with a genai_config.json")
     parser.add_argument("--streams", type=int, nargs="*", default=[1, 2, 4, 8])
     parser.add_argument("--prompt", type=int, default=60, help="tokens of each prompt (60)")
     parser.add_argument("--new", type=int, default=64, help="new tokens of each answer (64)")
     parser.add_argument("--ctx", type=int, default=1024, help="tokens per slot (1024)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--generators", action="store_true", help="also measure the engine over the library's Generators")
-    parser.add_argument("--csv", type=Path)
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)
     path: Path = arguments.model_path
     n_slots = max([8, *arguments.streams])
@@ -264,10 +260,7 @@ def main(argv: list[str] | None = None) -> int:
             is_kept = row.ratio <= bar if metric == "ttft" else row.ratio >= bar
             sign = "<=" if metric == "ttft" else ">="
             print(f"{'kept' if is_kept else 'MISSED'}: {row.workload} {metric} {row.ratio:.3f} {sign} {bar} x {row.baseline}")
-    if arguments.csv:
-        write_csv(arguments.csv, rows, context)
-    if arguments.json:
-        write_json(arguments.json, rows, context)
+    write_results(arguments, rows, context)
     return 0
 
 

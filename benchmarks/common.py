@@ -6,6 +6,7 @@ machine, model, settings, n, median, spread, and what was measured (see README.m
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import math
@@ -176,6 +177,27 @@ def compare(
 
 
 CSV_FIELDS = ("command", "commit", "machine", *(f.name for f in fields(Row) if f.name != "values"))
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, *, n_rounds: int, n_threads: int | None, model: str) -> None:
+    """What every benchmark of a model in this process or beside it takes: the model, rounds, threads, and where rows go.
+
+    Args:
+        model: What `--model-path` names.
+    """
+    parser.add_argument("--model-path", type=Path, required=True, help=model)
+    parser.add_argument("--rounds", type=int, default=n_rounds, help=f"rounds that count ({n_rounds})")
+    parser.add_argument("--threads", type=int, default=n_threads, help=f"of the engine ({n_threads})")
+    parser.add_argument("--csv", type=Path, help="write rows here")
+    parser.add_argument("--json", type=Path, help="write rows with every round's value here")
+
+
+def write_results(arguments: argparse.Namespace, rows: Sequence[Row], context: Context) -> None:
+    """Write rows where `--csv` and `--json` say."""
+    if arguments.csv:
+        write_csv(arguments.csv, rows, context)
+    if arguments.json:
+        write_json(arguments.json, rows, context)
 
 
 def write_csv(path: Path, rows: Sequence[Row], context: Context) -> None:
