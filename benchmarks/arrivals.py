@@ -20,6 +20,9 @@ N_STREAMS = 4
 N_STREAM_WORDS = 80
 MAX_STREAM_TOKENS = 3500
 """With its prompt less than the context; a stream that ends before it is cut begins anew."""
+N_NEWCOMERS = 2
+N_WORDS = 3000
+N_WORDS_8K = 7500
 TEMPERATURE = 0.8
 """Of the streams: a small model that is greedy repeats itself, which is easy to guess and like no real answer."""
 SETTLE_S = 0.5
@@ -40,7 +43,7 @@ UNITS = {
 
 
 def measure(
-    server: Server, round_name: str, seed: int, n_newcomers: int = 2, n_words: int = 3000, steady_s: float = 5.0
+    server: Server, round_name: str, seed: int, n_newcomers: int = N_NEWCOMERS, n_words: int = N_WORDS, steady_s: float = 5.0
 ) -> dict[str, float]:
     """One round against one server."""
 

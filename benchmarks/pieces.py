@@ -177,6 +177,17 @@ def _arrive(name: str, lineup: Lineup, round_name: str, seed: int) -> dict[str, 
     return arrivals.measure(lineup.server(name), round_name, seed)
 
 
+def _arrive_8k(name: str, lineup: Lineup, round_name: str, seed: int) -> dict[str, float]:
+    return arrivals.measure(lineup.server(name), f"8k {round_name}", seed, 1, arrivals.N_WORDS_8K)
+
+
+_ARRIVALS_BARS = (
+    Bar("itl_p99_by_steady", False, 4.0),
+    Bar("itl_longest_by_steady", False, 8.0),
+    Bar("ttft_by_alone", False, 2.0),
+)
+
+
 def _prefix(lineup: Lineup, round_name: str, seed: int) -> dict[str, float]:
     return prefixes.measure(lineup.server("hostler"), round_name, seed)
 
@@ -244,11 +255,13 @@ PIECES = {
         ),
         Piece(
             *("arrivals", "4 streams while prompts of 3,000 tokens arrive", 8, 4096, _both(_arrive), arrivals.UNITS),
-            (
-                Bar("itl_p99_by_steady", False, 4.0),
-                Bar("itl_longest_by_steady", False, 8.0),
-                Bar("ttft_by_alone", False, 2.0),
-            ),
+            _ARRIVALS_BARS,
+            warm_up=_warm_up_a_little,
+            is_quick=False,
+        ),
+        Piece(
+            *("arrivals8k", "4 streams while a prompt of 8,000 tokens arrives", 5, 8192, _both(_arrive_8k), arrivals.UNITS),
+            _ARRIVALS_BARS,
             warm_up=_warm_up_a_little,
             is_quick=False,
         ),

@@ -13,6 +13,7 @@ from hostler.batching import (
     MIN_ALONE_TOKENS,
     MIN_CHUNK_TOKENS,
     MIN_COPIED_TOKENS,
+    MIN_REST,
     PATIENCE_S,
     Cache,
     Pace,
@@ -158,6 +159,29 @@ def test_batch_answers_give_way_to_other_prompts_and_batch_prompts_to_other_answ
 def test_answers_that_need_not_flow_sit_out_long_steps_only(pace: Pace) -> None:
     assert pace.is_long(200)
     assert not pace.is_long(100)
+
+
+def test_a_slow_decode_takes_from_the_prompts_of_its_step_and_a_quick_one_leaves_more(pace: Pace) -> None:
+    assert pace.rest_s(0.030, 4, 0.020) == pytest.approx(0.030)
+    assert pace.rest_s(0.030, 4, 0.035) == pytest.approx(0.015)
+    assert pace.rest_s(0.030, 4, 0.015) == pytest.approx(0.035)
+    assert pace.rest_s(0.030, 4, 0.500) == pytest.approx(0.030 * MIN_REST), "a prompt is never quite forgotten"
+    assert pace.rest_s(0.030, 4, 0.0) == pytest.approx(0.030 / (1 - MIN_REST))
+
+
+def test_decodes_that_are_held_up_for_seconds_do_not_make_the_steps_longer_but_a_slower_machine_does(pace: Pace) -> None:
+    usual_s = pace.prompt_s(4)
+    for _ in range(40):
+        pace.learn(4, 0, 0.050)
+
+    assert pace.prompt_s(4) <= 1.25 * usual_s
+    for _ in range(200):
+        pace.learn(4, 0, 0.050)
+    assert pace.prompt_s(4) == pytest.approx(2.5 * usual_s, rel=0.01)
+
+    for _ in range(16):
+        pace.learn(4, 0, 0.020)
+    assert pace.prompt_s(4) == pytest.approx(usual_s, rel=0.05), "what becomes quicker is believed at once"
 
 
 def test_the_ratio_is_a_setting() -> None:

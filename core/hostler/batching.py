@@ -35,6 +35,11 @@ MIN_ALONE_TOKENS = 128
 SIT_OUT_S = 0.25
 """Answers that need not flow are left out of a step that takes so long: a token in it would be slow all the same, and the
 prompts are done sooner."""
+MIN_REST = 0.25
+"""Of a step's time for prompts this part is theirs, however long its decode took."""
+MAX_RISE = 1.02
+"""A decode that took longer than so many times what is known counts as if it had taken that: with longer contexts decode gets
+slower by less, and while something else has a core for seconds, steps must not become longer still for prompts' sake."""
 _LEARNING_RATE = 0.25
 _BATCH_RANK = 2
 
@@ -167,6 +172,12 @@ class Pace:
             return self._alone_step_s, True
         return self.prompt_s(len(decoding)) * (BATCH_SHARE if is_outranked else 1.0), False
 
+    def rest_s(self, seconds: float, n_decoding: int, elapsed_s: float) -> float:
+        """Of so many seconds for prompts what is left behind a decode that took `elapsed_s`, so that the step as a whole takes
+        what it should: a decode that was slow once takes from them, a quick one leaves more."""
+        left_s = seconds + self._decode_time(n_decoding) - elapsed_s
+        return min(max(left_s, MIN_REST * seconds), seconds / (1 - MIN_REST))
+
     @property
     def token_s(self) -> float:
         """Seconds that a prompt token costs; 0: unknown."""
@@ -179,7 +190,8 @@ class Pace:
     def learn(self, n_decoding: int, n_prefilled: int, elapsed_s: float) -> None:
         """Note what a step took, or the part of it that decoded or prefilled."""
         if not n_prefilled:
-            self._decode_s[n_decoding] = _blend(self._decode_s[n_decoding], elapsed_s)
+            known_s = self._decode_s[n_decoding]
+            self._decode_s[n_decoding] = _blend(known_s, min(elapsed_s, MAX_RISE * known_s) if known_s else elapsed_s)
             return
         for one in self._held:
             one.patience_s -= elapsed_s
@@ -386,6 +398,10 @@ class Packing:
         self._token_bytes = token_bytes
         self._scratch_bytes = scratch_bytes
         self._is_hole_per_cache = is_hole_per_cache
+        self._debt_bytes = 0
+
+    def no_holes(self) -> None:
+        """Note a step without any, instead of `plan`: what earlier ones have cost is forgotten."""
         self._debt_bytes = 0
 
     def plan(self, caches: Sequence[AnyPlace], runs: Callable[[AnyPlace], bool]) -> list[tuple[AnyPlace, AnyPlace]]:

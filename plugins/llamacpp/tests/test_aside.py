@@ -15,6 +15,21 @@ TOLERANCE = 1e-3
 TALKING = msgspec.structs.replace(GREEDY, max_tokens=400)
 
 
+def test_room_is_made_when_the_first_long_prompt_comes_and_not_for_a_short_one(load: Callable[..., Loaded]) -> None:
+    loaded = load("llama", n_parallel=2, ctx_len=512, n_batch=256)
+    assert loaded.engine._detour is not None
+    aside = loaded.engine._detour.aside
+    loaded.answer(prompt(20, 1))
+    aside.wait_for_room()
+    assert not aside.buffer_bytes
+
+    loaded.answer(prompt(300, 2))
+
+    aside.wait_for_room()
+    assert aside.buffer_bytes
+    assert aside.has_room(300)
+
+
 @pytest.fixture(scope="module")
 def loaded(load: Callable[..., Loaded]) -> Loaded:
     """Prompts of a few hundred tokens are long enough here."""

@@ -6,16 +6,16 @@ of its own and rows of KV, nothing of requests or of who waits for whom.
 Why: a step must not hold up running answers for long, so beside them a prompt goes in chunks of a few tokens. That is where
 llama.cpp is slow on a CPU: at position 1,500 a prompt token costs 4.6 ms in chunks of 16 and 2.8 ms in chunks of 256 (flash
 attention takes another way from 64 tokens on), and more the further it goes. So the chunk stays large and its evaluation is
-interrupted instead: llama.cpp calls back after each layer, and the thread that evaluates waits there until the engine gives
-it more time.
+interrupted instead: llama.cpp calls back behind each piece of a layer (attention, feed-forward), and the thread that evaluates
+waits there until the engine gives it more time.
 
-A context cannot evaluate two things at once, hence a second one, of one stream, made when it is first needed. What a prompt
-begins with is copied into it, and what was evaluated is copied back: 2 us a token, where evaluating one takes 2 ms. The last
-token is left to the engine, which wants its logits. What is copied back is packed beside running answers, since that takes
-as long as some steps.
+A context cannot evaluate two things at once, hence a second one, of one stream, made when the first long prompt comes. What
+a prompt begins with is copied into it, and what was evaluated is copied back: 2 us a token, where evaluating one takes 2 ms.
+The last token is left to the engine, which wants its logits. What is copied back is packed beside running answers, since
+that takes as long as some steps.
 
     engine thread     advance ──go──▶                     ──came back──▶ next step ...   (one of the two at a time)
-    aside's thread                   llama_decode ... layer's end ─┘ waits for go
+    aside's thread                   llama_decode ... piece's end ─┘ waits for go
 """
 
 from __future__ import annotations
@@ -41,8 +41,11 @@ PACKING_S = 0.01
 """How long to wait for the packing before the running answers go on."""
 MIN_CELLS = 2048
 """Room of the second context at least; it is made anew, twice as large, for a longer prompt."""
-_LAYER_END = b"l_out-"
-"""What llama.cpp calls a layer's result, whatever the architecture."""
+PIECES_A_TIME = 3
+"""A chunk is so large that the longest piece of a layer takes about this part of the time given: so it ends near that time."""
+_PIECE_ENDS = (b"l_out-", b"kqv_out-", b"ffn_inp-", b"ffn_out-")
+"""What llama.cpp calls a layer's result, whatever the architecture, and in most of them the results on the way to it."""
+_END_BYTES = 8
 
 
 class Aside:
@@ -75,6 +78,8 @@ class Aside:
         self._n_chunk = 0
         """Tokens of the chunk under way; 0: none is."""
         self._token_s = 0.0
+        self._piece_token_s = 0.0
+        """Seconds of the last chunk's longest piece, by tokens; 0: unknown."""
         self._spent_s = 0.0
         """On the chunk under way."""
         # One of the two threads waits at any time; what follows is written by the one that runs.
@@ -83,8 +88,12 @@ class Aside:
         self._is_called_off = False
         self._is_closing = False
         self._until_s = 0.0
-        self._layer_began_s = 0.0
-        self._layer_s = 0.0
+        self._piece_began_s = 0.0
+        self._last_end = b""
+        self._next_s: dict[bytes, float] = {}
+        """What the piece took that came last behind each of _PIECE_ENDS."""
+        self._longest_s = 0.0
+        """Of the pieces of the chunk under way."""
         self._n_pauses = 0
         self._is_last = False
         """The chunk under way is the prompt's last."""
@@ -166,22 +175,23 @@ class Aside:
             return 0
         began_s = time.monotonic()
         if not self._n_chunk:
-            # Two layers a time, so that it ends near the time given.
-            n_wanted = int(seconds / 2 * self._n_layers / self._token_s) if self._token_s else MIN_CHUNK_TOKENS
+            # Unknown: half a layer.
+            piece_s = self._piece_token_s or self._token_s / self._n_layers / 2
+            n_wanted = int(seconds / PIECES_A_TIME / piece_s) if piece_s else MIN_CHUNK_TOKENS
             n = min(len(self._tokens) - self.n_done, self._n_batch, max(MIN_CHUNK_TOKENS, n_wanted))
-            self._n_chunk, self._spent_s = n, 0.0
+            self._n_chunk, self._spent_s, self._longest_s, self._last_end = n, 0.0, 0.0, b""
             self._is_last = self.n_done + n == len(self._tokens)
             self._batch.clear()
             self._batch.add(0, self.n_done, self._tokens[self.n_done : self.n_done + n], wants_output=False)
             self._n_pauses = 0
         self._until_s = began_s + seconds
-        self._layer_began_s = began_s
+        self._piece_began_s = began_s
         n_chunk = self._n_chunk
         self._switch()
         self._spent_s += time.monotonic() - began_s
         if self._n_chunk:
             return 0
-        self._token_s = self._spent_s / n_chunk
+        self._token_s, self._piece_token_s = self._spent_s / n_chunk, self._longest_s / n_chunk
         if not self._n_pauses and self._spent_s > 2 * seconds:
             self.is_usable = False
         self.n_done += n_chunk
@@ -238,7 +248,7 @@ class Aside:
         params.n_outputs_max = 1
         params.kv_unified = False
         # INVARIANT: llama.cpp holds this pointer for the life of the context.
-        self._callback = llama.ggml_backend_sched_eval_callback(self._layer_ended)
+        self._callback = llama.ggml_backend_sched_eval_callback(self._piece_ended)
         params.cb_eval = self._callback
         log.reset()
         context: Any = llama.llama_init_from_model(loaded.model, params)
@@ -294,16 +304,21 @@ class Aside:
                     self._failure = error
                 self._is_packed.set()
 
-    def _layer_ended(self, tensor: int, is_asked: bool, _user_data: object) -> bool:
+    def _piece_ended(self, tensor: int, is_asked: bool, _user_data: object) -> bool:
         # Called by C for every node of the graph (1 us), and again after each that was wanted.
         try:
             if is_asked:
                 if not self._name_offset:
                     self._name_offset = tensor_name_offset(tensor)
-                return ctypes.string_at(tensor + self._name_offset, len(_LAYER_END)) == _LAYER_END
+                return ctypes.string_at(tensor + self._name_offset, _END_BYTES).startswith(_PIECE_ENDS)
             now_s = time.monotonic()
-            self._layer_s, self._layer_began_s = now_s - self._layer_began_s, now_s
-            if now_s + self._layer_s / 2 < self._until_s and not self._is_called_off:
+            end = ctypes.string_at(tensor + self._name_offset, _END_BYTES).partition(b"-")[0]
+            took_s, self._piece_began_s = now_s - self._piece_began_s, now_s
+            if self._last_end:  # what comes before the first layer is no piece
+                self._next_s[self._last_end] = took_s
+                self._longest_s = max(self._longest_s, took_s)
+            self._last_end = end
+            if now_s + self._next_s.get(end, took_s) / 2 < self._until_s and not self._is_called_off:
                 return True
             self._n_pauses += 1
             self._came_back.release()

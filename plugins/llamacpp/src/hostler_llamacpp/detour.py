@@ -24,6 +24,12 @@ class Detour:
         self.run: Run | None = None
         """Whose prompt is evaluated aside, if any."""
 
+    def expect(self, run: Run) -> None:
+        """A prompt has come: make room for it, if it is long, before it is its turn. Most often the first comes alone, and
+        running answers, which would be held up, find it made."""
+        if self.run is None and Aside.is_worth(run.n_missing(), run.n_prompt - run.n_missing()):
+            self.aside.has_room(run.n_prompt - 1)
+
     def room_s(
         self,
         waiting: Sequence[Run],

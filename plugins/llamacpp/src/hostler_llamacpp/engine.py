@@ -294,6 +294,8 @@ class LlamaCppEngine:
         run = self._runs[sequence.id] = Run(sequence, prompt, sampler, ngrams)
         if sequence.cache_prompt and self._caching:
             run.n_known = min(self._streams.prefixes.tree.find(prompt)[1], len(prompt) - 1)
+        if self._detour is not None:
+            self._detour.expect(run)
 
     def cancel(self, sequence_id: int) -> None:
         """See Engine."""
@@ -356,6 +358,8 @@ class LlamaCppEngine:
         started = time.monotonic()
         rows = self._evaluate(decoding, chunks)
         elapsed = time.monotonic() - started
+        if aside_s:
+            aside_s = self._pace.rest_s(aside_s, len(decoding), elapsed)
         if not is_drafting:
             self._pace.learn(len(decoding), n_prompt, elapsed)
         if speculation is not None:
