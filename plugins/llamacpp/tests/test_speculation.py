@@ -16,6 +16,7 @@ from hostler.testing import Driver, RecordingSequence
 from hostler_llamacpp import speculation
 from hostler_llamacpp.engine import LlamaCppEngine
 
+from . import tiny_models
 from .running import GREEDY, Loaded, assert_same_answer, prompt
 
 TOLERANCE = 1e-3
@@ -317,11 +318,75 @@ def chi_squared_p(one: Counter[Any], other: Counter[Any]) -> float:
     return 0.5 * math.erfc(z / math.sqrt(2))
 
 
+# -- models that forget -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def windowed(load: Callable[..., Loaded], tmp_path_factory: pytest.TempPathFactory) -> tuple[Loaded, Loaded]:
+    """A tiny gemma3 without guesses and with them. Its windows have as few cells to spare as llama.cpp allows: 16."""
+    path = tiny_models.write_gemma3(tmp_path_factory.mktemp("windowed") / "gemma3.gguf", window=240)
+    plain, guessing = (
+        load(path, ctx_len=1024, n_parallel=2, extra={"n_ubatch": 16}, speculation=what) for what in ("off", "auto")
+    )
+    return plain, guessing
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("wrong_every", [2, 3, 4, 1000])
+def test_guesses_are_taken_back_rightly_where_windows_slide_over_all_cells(
+    windowed: tuple[Loaded, Loaded], wrong_every: int
+) -> None:
+    params = msgspec.structs.replace(GREEDY, max_tokens=700)
+    plain = windowed[0].answer(prompt(100, 60), params, cache_prompt=False)
+    guessed = windowed[1].sequence(prompt(100, 60), params, cache_prompt=False)
+
+    run(windowed[1], [guessed], [Oracle(plain.token_ids, wrong_every)])
+
+    assert_same_answer(plain, guessed, TOLERANCE)
+    assert guessed.n_accepted >= 700 / 4
+
+
+@pytest.mark.usefixtures("always")
+def test_neighbours_in_windows_that_guess_and_do_not_say_what_each_says_alone(windowed: tuple[Loaded, Loaded]) -> None:
+    params = [msgspec.structs.replace(GREEDY, max_tokens=n) for n in (600, 500)]
+    prompts = [prompt(150, 61), prompt(250, 62)]
+    alone = [windowed[0].answer(tokens, one, cache_prompt=False) for tokens, one in zip(prompts, params, strict=True)]
+
+    for oracles in ([Oracle(alone[0].token_ids, 3), Oracle(alone[1].token_ids, 2)], [None, Oracle(alone[1].token_ids, 4)]):
+        together = [windowed[1].sequence(tokens, one, cache_prompt=False) for tokens, one in zip(prompts, params, strict=True)]
+        run(windowed[1], together, oracles)
+        for one, other in zip(alone, together, strict=True):
+            assert_same_answer(one, other, TOLERANCE)
+
+
+@pytest.mark.usefixtures("always")
+def test_a_chat_goes_on_rightly_behind_a_guessed_answer_in_a_window(windowed: tuple[Loaded, Loaded]) -> None:
+    plain = windowed[0].answer(prompt(300, 63), msgspec.structs.replace(GREEDY, max_tokens=203), cache_prompt=False)
+    first = windowed[1].sequence(prompt(300, 63), msgspec.structs.replace(GREEDY, max_tokens=203))
+    run(windowed[1], [first], [Oracle(plain.token_ids, 3)])
+    turn = [*first.tokens, *first.token_ids, *prompt(30, 64)]
+
+    second = windowed[1].sequence(turn)
+    run(windowed[1], [second], [None])
+
+    assert second.n_cached == 300 + 203 - 1
+    assert_same_answer(windowed[0].answer(turn, cache_prompt=False), second, TOLERANCE)
+
+
+@pytest.mark.usefixtures("always")
+def test_a_window_that_was_lost_is_an_error_and_never_a_wrong_text(windowed: tuple[Loaded, Loaded]) -> None:
+    loaded = windowed[1]
+    run(loaded, [loaded.sequence(prompt(900, 65))], [None])
+    streams = loaded.engine._streams
+    stream = max(streams.all, key=lambda stream: stream.n_tokens)
+
+    with pytest.raises(EngineFailed, match="has lost the window before token 400"):
+        streams.truncate(stream, 400)
+    streams._clear(stream)
+
+
 def test_no_guesses_where_they_are_off_or_cannot_be_taken_back(load: Callable[..., Loaded]) -> None:
-    engines: list[LlamaCppEngine] = [
-        load("llama").engine,
-        *(load(name, speculation="auto").engine for name in ("mamba", "gemma3")),
-    ]
+    engines: list[LlamaCppEngine] = [load("llama").engine, load("mamba", speculation="auto").engine]
 
     assert all(engine._speculation is None for engine in engines)
     for engine in engines:

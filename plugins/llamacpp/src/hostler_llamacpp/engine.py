@@ -109,8 +109,8 @@ class LlamaCppEngine:
             return
         if self._speculation is None:
             raise UnsupportedParameter(
-                f"{Path(path).name} cannot go back to before a wrong guess (it is recurrent, or has sliding windows), so no "
-                "model can guess for it; unset draft_model",
+                f"{Path(path).name} is recurrent and cannot go back to before a wrong guess, so no model can guess for it; "
+                "unset draft_model",
                 param="draft_model",
             )
         self._speculation.model = DraftModel(loaded, path, settings, progress)
@@ -179,7 +179,7 @@ class LlamaCppEngine:
         )
         self._speculation = (
             Speculation(loaded, settings, self._vocabulary)
-            if loaded.n_draft_rows and self._streams.can_truncate
+            if loaded.n_draft_rows and self._streams.can_take_back
             else None
         )
 

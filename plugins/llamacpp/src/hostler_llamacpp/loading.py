@@ -310,9 +310,12 @@ def context_params(settings: EngineSettings, cache_type: int, n_threads: int) ->
 
 def _draft_rows(model: int, settings: EngineSettings) -> int:
     """Guesses that a step has room for; none where a sequence could not be taken back to before a wrong one."""
-    if llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model) or llama.llama_model_n_swa(model):
+    if llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model):
         return 0
-    return draft_rows(settings, int(llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))))
+    n_rows = draft_rows(settings, int(llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))))
+    if llama.llama_model_n_swa(model):  # they must be evaluated at once: see Streams.can_take_back
+        n_rows = max(0, min(n_rows, n_ubatch(settings) - settings.n_parallel))
+    return n_rows
 
 
 def _make_context(

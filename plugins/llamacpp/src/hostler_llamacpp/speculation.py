@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import llama_cpp as llama
 import numpy as np
 
 from hostler import EngineSettings, TokenLogprob
@@ -32,6 +33,8 @@ class Speculation:
         self._n_ctx = loaded.n_ctx
         self._n_rows = loaded.n_draft_rows
         self._n_most = settings.n_draft_max
+        self._is_even = int(llama.llama_model_n_swa(loaded.model)) > 0
+        """All who draft in a step draft equally many: see Streams.can_take_back."""
         self._end_tokens = vocabulary.end_tokens
         """An answer never goes on behind one, so none is guessed."""
         self._costs = StepCosts(loaded.n_slots)
@@ -100,6 +103,10 @@ class Speculation:
                 source.forget()
         if self.model is not None and followed:
             self._ask(self.model, followed, length)
+        if self._is_even:
+            shortest = min((len(run.draft) for run, _, _ in found if run.draft), default=0)
+            for run, _, _ in found:
+                del run.draft[shortest:]
         self._chosen = (len(places), length)
         return any(run.draft for run, _, _ in found)
 

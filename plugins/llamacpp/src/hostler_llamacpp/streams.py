@@ -214,22 +214,34 @@ class Streams:
 
     @property
     def can_truncate(self) -> bool:
-        """Whether `truncate` works: every layer keeps every position."""
+        """Whether `truncate` works for any number of tokens: every layer keeps every position."""
         return self._can_roll_back and not self._n_swa
 
+    @property
+    def can_take_back(self) -> bool:
+        """Whether `truncate` works for the tokens of the last evaluation but its first, if all streams had equally many
+        then. A sliding window's layers reuse only cells that the position behind those at hand no longer sees, and such an
+        evaluation goes in two parts at most: the first tokens, then the rest. So what the second token sees is still there."""
+        return self._can_roll_back
+
     def truncate(self, stream: Stream, n_tokens: int) -> None:
-        """Take a stream's last tokens back, such as drafts that were not accepted; only where `can_truncate`.
+        """Take a stream's last tokens back, such as drafts that were not accepted; see `can_truncate`, `can_take_back`.
 
         Args:
             n_tokens: How many stay; the stream has at least so many.
 
         Raises:
-            EngineFailed: llama.cpp refused.
+            EngineFailed: llama.cpp refused, or no longer has what the next token must see.
         """
         if n_tokens == stream.n_tokens:
             return
         if not self.memory.cut(stream.number, n_tokens, -1):
             raise EngineFailed(f"llama.cpp would not take back the tokens after {n_tokens} of stream {stream.number}")
+        if self._n_swa and n_tokens:
+            first, last = self.memory.positions(stream.number)
+            # The next token sees itself and n_swa - 1 before it.
+            if last != n_tokens - 1 or not 0 <= first <= max(0, n_tokens - self._n_swa + 1):
+                raise EngineFailed(f"llama.cpp has lost the window before token {n_tokens} of stream {stream.number}")
         stream.n_tokens = n_tokens
 
     def close(self, timeout_s: float) -> None:
