@@ -361,6 +361,31 @@ def test_chats_go_on_after_a_restart(restart: Callable[..., Loaded], model: str,
         assert_same_answer(loaded.answer(tokens, cache_prompt=False), now, TOLERANCE)
 
 
+@pytest.mark.parametrize("cache_type", ["f16", "q8_0"])
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_answer_from_what_was_kept_is_to_the_bit_that_of_the_stream_which_kept_it(
+    load: Callable[..., Loaded], restart: Callable[..., Loaded], cache_type: str, place: str
+) -> None:
+    """As users have it, where random weights stand at near ties all the time and sums are of 16 bits."""
+    settings = {"n_parallel": 1, "flash_attn": True, "cache_type": cache_type}
+    stream, kept = load("llama", **settings, cache_ram_bytes=0), restart(**settings)
+    prompts = [prompt(150, 226 + index) for index in range(3)]
+    for tokens in prompts:
+        kept.answer(tokens)
+    if place == "disk":
+        kept = restart(**settings, cache_ram_bytes=0)
+
+    for tokens in prompts[:2]:
+        turn = [*tokens, *prompt(12, 229)]
+        restored = kept.answer(turn)
+        stream.answer(tokens)
+        never_left = stream.answer(turn)
+
+        assert restored.n_cached == never_left.n_cached == len(tokens)
+        assert restored.token_ids == never_left.token_ids
+        assert [one.logprob for one in restored.logprobs if one] == [one.logprob for one in never_left.logprobs if one]
+
+
 def test_prefixes_of_another_model_or_setting_are_not_found(restart: Callable[..., Loaded]) -> None:
     tokens = prompt(300, 220)
     restart().answer(tokens)
