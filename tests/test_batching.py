@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -355,6 +357,19 @@ def test_no_swap_while_running_caches_are_neighbours() -> None:
     assert swapped(packing, caches) == []
     assert swapped(packing, caches, 2) == []
     assert swapped(packing, caches, 1, 2, 3) == []
+
+
+def test_a_step_without_holes_forgets_what_they_have_cost() -> None:
+    packing = Packing(hole_bytes=10**6, token_bytes=100, scratch_bytes=10**9)
+    caches = [Cache(number, [0] * 10**4) for number in range(3)]
+    for cache in caches:
+        cache.n_tokens = 3000
+    n_steps = next(n for n in itertools.count(1) if packing.plan(caches, lambda cache: cache.number != 1))
+    assert n_steps > 1
+
+    for _ in range(2 * n_steps):
+        assert not packing.plan(caches, lambda cache: cache.number != 1)
+        packing.no_holes()
 
 
 def test_hole_is_closed_at_once_when_a_pass_costs_more_than_the_swap() -> None:

@@ -60,6 +60,20 @@ def test_running_answers_get_a_token_in_every_step_of_a_long_prefill(llama: Load
     driver.cancel_all()
 
 
+def test_a_prompt_alone_leaves_no_crumb_for_a_step_of_its_own(llama: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama.engine._pace, "tokens_in", lambda _seconds, *, is_alone=False: 50 if is_alone else 10)
+    n_chunk = llama.engine._n_chunk
+    n_alone = min(n_chunk, 62)  # 50 and a quarter
+    for n_tokens, expected in ((n_alone, [n_alone]), (n_alone + 1, [50, n_alone + 1])):
+        sequence = llama.sequence(prompt(n_tokens, 60 + n_tokens), cache_prompt=False)
+        driver = llama.driver()
+        driver.add(sequence)
+        driver.step_until(lambda one=sequence: bool(one.token_ids))
+        driver.cancel_all()
+
+        assert sequence.prefilled_counts == expected
+
+
 def test_short_prompt_overtakes_a_long_one(llama: Loaded) -> None:
     long = llama.sequence(prompt(450, 5), cache_prompt=False)
     short = llama.sequence(prompt(20, 6), cache_prompt=False)

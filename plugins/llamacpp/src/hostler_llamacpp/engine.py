@@ -65,6 +65,8 @@ PREFIX_FILES_CLOSE_S = 5.0
 MIN_SCRATCH_BYTES = 128 * 1024 * 1024
 PIECE_SHARE = 0.85
 """Of a prompt's time for a piece of embeddings, whose length in seconds is known less well: inputs end where they end."""
+CRUMBS = 1.25
+"""Where no answer flows, a prompt whose step is so much longer with its rest at most is completed: short chunks are slow."""
 _WARM_UP_TOKENS = 32
 
 
@@ -343,7 +345,8 @@ class LlamaCppEngine:
         if waiting and not aside_s:
             n_tokens = self._pace.tokens_in(seconds, is_alone=is_alone)
             others = [run for run in waiting if detour is None or run is not detour.run]
-            chunks = share_out(others, n_tokens, is_due) if others else []
+            stretch = min(CRUMBS, self._n_chunk / n_tokens) if is_alone else 1.0
+            chunks = share_out(others, n_tokens, is_due, stretch=stretch) if others else []
             if is_alone and self._pace.is_long(sum(n for _, n in chunks)):
                 decoding = []
         if not decoding and not chunks:
@@ -412,11 +415,16 @@ class LlamaCppEngine:
         """
         members: list[tuple[Run, int]] = [(run, 0) for run in decoding]
         members += chunks
-        running = {id(run.stream) for run, _ in members}
-        for one, other in self._packing.plan(self._streams.all, lambda stream: id(stream) in running):
-            self._streams.swap(one, other)
         # Ascending stream numbers: llama.cpp batches nothing else.
-        members.sort(key=_stream_number)
+        if len(members) > 1:
+            members.sort(key=_stream_number)
+        if _stream_number(members[-1]) - _stream_number(members[0]) == len(members) - 1:
+            self._packing.no_holes()
+        else:
+            running = {id(run.stream) for run, _ in members}
+            for one, other in self._packing.plan(self._streams.all, lambda stream: id(stream) in running):
+                self._streams.swap(one, other)
+            members.sort(key=_stream_number)
         batch = self._batch
         batch.clear()
         rows: list[tuple[Run, int]] = []
