@@ -294,7 +294,7 @@ class ReaderGroup:
     """The answers of one request over one wake word. One thread reads; any thread submits and cancels.
 
     One that `gathers` is for whoever wants whole answers: it is not woken for each token, only when an answer has ended, and
-    looks every REST_S. PERF: on few cores each wake takes one from a thread that evaluates (2 cores: 5 % of decode).
+    looks every REST_S. PERF: on few cores a reader that wakes for each token takes a core from a thread that evaluates.
     """
 
     def __init__(self, table: RingTable, wake_index: int, *, gathers: bool = False) -> None:
