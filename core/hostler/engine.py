@@ -158,7 +158,7 @@ class SequenceSink(Protocol):
     params: SamplingParams
     """`seed` is never SEED_RANDOM here: the worker has drawn one. `stop` and `max_tokens` are not the engine's business."""
     cache_prompt: bool
-    """False: do not reuse another request's KV for this prompt."""
+    """False: reuse no other request's KV for this prompt, and keep nothing of it for others."""
     priority: int
     """0 interactive, 1 normal, 2 batch: whose prompt goes first, and whose answer must not wait for whose prompt."""
     n_pinned: int
