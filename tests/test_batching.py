@@ -10,6 +10,7 @@ import pytest
 from hostler.batching import (
     AGING_TOKENS,
     ALONE_STEP_S,
+    ANSWER_STEP_S,
     BATCH_SHARE,
     MAX_ITL_RATIO,
     MIN_ALONE_TOKENS,
@@ -160,7 +161,7 @@ def test_batch_answers_give_way_to_other_prompts_and_batch_prompts_to_other_answ
 
 def test_answers_that_need_not_flow_sit_out_long_steps_only(pace: Pace) -> None:
     assert pace.is_long(200)
-    assert not pace.is_long(100)
+    assert not pace.is_long(40)
 
 
 def test_a_slow_decode_takes_from_the_prompts_of_its_step_and_a_quick_one_leaves_more(pace: Pace) -> None:
@@ -238,6 +239,21 @@ def test_a_batch_prompt_is_raised_by_what_it_waits_for() -> None:
         n_others += n
 
     assert 2 * AGING_TOKENS - 512 <= n_others <= 2 * AGING_TOKENS + 512
+
+
+def test_a_step_that_is_long_enough_ends_with_a_complete_prompt() -> None:
+    def shared(*lengths: int) -> list[tuple[int, int]]:
+        prompts = [Prompt(n) for n in lengths]
+        return [(prompts.index(prompt), n) for prompt, n in share_out(prompts, 500, lambda _: True, n_enough=50)]
+
+    assert shared(70, 70, 70) == [(0, 70)]
+    assert shared(30, 10, 70) == [(1, 10), (0, 30), (2, 70)], "two short ones are no step yet"
+    assert shared(600) == [(0, 500)], "no answer begins behind it"
+
+
+def test_enough_is_what_an_answer_waits_for_and_follows_the_machine(pace: Pace) -> None:
+    assert pace.n_enough == int(ANSWER_STEP_S / 0.002)
+    assert Pace(512, 4).n_enough < 512, "nothing is known yet"
 
 
 def test_no_crumbs_are_left_or_begun_where_an_engine_says_so() -> None:

@@ -23,6 +23,8 @@ TOGETHER_S = 0.3
 """A prompt that comes so soon after an answer's beginning counts as one that waited: while a step lasts nobody is seen."""
 BURST = 2
 """So many prompts must have waited when an answer began for it to be held up: beside one alone an answer flows at once."""
+ANSWER_STEP_S = 0.1
+"""A step with prompts alone is long enough for an answer to begin behind it: prompts that came together begin one by one."""
 BATCH_SHARE = 0.5
 """Of the usual time for a prompt of priority batch beside answers of a higher one."""
 AGING_TOKENS = 16384
@@ -32,7 +34,7 @@ MIN_PROMPT_S = 0.03
 """Prefill of a step beside running answers, at least, where decode is so fast that a reader does not notice that much."""
 MIN_CHUNK_TOKENS = 8
 MIN_ALONE_TOKENS = 128
-SIT_OUT_S = 0.25
+SIT_OUT_S = ANSWER_STEP_S
 """Answers that need not flow are left out of a step that takes so long: a token in it would be slow all the same, and the
 prompts are done sooner."""
 MIN_REST = 0.25
@@ -179,6 +181,11 @@ class Pace:
         return min(max(left_s, MIN_REST * seconds), seconds / (1 - MIN_REST))
 
     @property
+    def n_enough(self) -> int:
+        """Prompt tokens of a step that an answer may begin behind; see share_out."""
+        return self.tokens_in(ANSWER_STEP_S)
+
+    @property
     def token_s(self) -> float:
         """Seconds that a prompt token costs; 0: unknown."""
         return self._prefill_s
@@ -224,6 +231,7 @@ def share_out(
     *,
     min_tokens: int = 1,
     stretch: float = 1.0,
+    n_enough: int | None = None,
 ) -> list[tuple[AnyTurn, int]]:
     """Choose which prompts are evaluated in a step, and how many tokens of each.
 
@@ -244,6 +252,8 @@ def share_out(
         min_tokens: A second prompt in the step gets no fewer, save where they complete it: for engines to whom each
             further prompt is a pass of its own.
         stretch: A prompt that so many times its share would complete is completed, so that no crumbs are left.
+        n_enough: With so many tokens and a prompt that is complete the step is good, so that its answer begins before the
+            next prompt's tokens are evaluated; None: no such end.
 
     Returns:
         Each with 1 to `n_missing()` tokens, together about `n_tokens`: never more without `stretch`.
@@ -264,6 +274,8 @@ def share_out(
             continue
         n_left -= n
         chunks.append((one, n))
+        if n_enough is not None and n == n_missing and n_tokens - n_left >= n_enough:
+            break
     pass_by(waiting, chunks)
     return chunks
 
