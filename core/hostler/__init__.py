@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         MemoryUse,
         Message,
         OutputFormat,
+        Priority,
         SamplingParams,
         Timings,
         TokenLogprob,
@@ -92,7 +93,7 @@ _HOME_OF = {
     "hostler.cores": ("usable_cores",),
     "hostler.domain": (
         "SEED_RANDOM", "FinishReason", "FormatKind", "MemoryEstimate", "MemoryUse", "Message", "OutputFormat",
-        "SamplingParams", "Timings",
+        "Priority", "SamplingParams", "Timings",
         "TokenLogprob", "TopLogprob", "Usage",
     ),
     "hostler.engine": (
@@ -128,8 +129,8 @@ __all__ = [
     # routes and events
     "Event", "ListenerSpec", "RoutesContext", "RoutesSpec",
     # values
-    "SEED_RANDOM", "FinishReason", "FormatKind", "MemoryEstimate", "MemoryUse", "Message", "OutputFormat", "SamplingParams",
-    "Timings", "TokenLogprob", "TopLogprob", "Usage",
+    "SEED_RANDOM", "FinishReason", "FormatKind", "MemoryEstimate", "MemoryUse", "Message", "OutputFormat", "Priority",
+    "SamplingParams", "Timings", "TokenLogprob", "TopLogprob", "Usage",
     # errors
     "ConfigError", "ContextLengthExceeded", "DownloadFailed", "EmbeddingsDisabled", "EngineFailed", "EngineUnavailable",
     "HostlerError", "InsufficientMemory", "InsufficientStorage", "InvalidModelFile", "InvalidRequest", "ModelExists",

@@ -321,6 +321,10 @@ class EngineSpec(msgspec.Struct, frozen=True):
     keeps_prefixes: bool = False
     """It has a prefix cache beside its slots, and reads the four `cache_` settings and `model_digest`: memory and disk are
     granted for it."""
+    speculates: bool = False
+    """It guesses tokens in advance, and reads `draft_path`. False: a model that has a `draft_model` set does not start."""
+    ignores: tuple[str, ...] = ()
+    """Settings of a model that mean nothing to it, by name. The answer of a start names those that were set all the same."""
     sample: str = ""
     """`package.module:function` that takes an empty folder and gives a `hostler.testing.Sample`: what `hostler plugins check`
     checks the engine with. Called in a process of its own."""

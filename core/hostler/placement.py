@@ -25,6 +25,7 @@ from hostler.errors import (
     ModelNotDownloaded,
     ModelNotFound,
     StartCancelled,
+    UnsupportedParameter,
 )
 from hostler.hosted import HostedModel, StartAttempt
 from hostler.keptprefixes import KeptPrefixes, write_model_id
@@ -37,7 +38,9 @@ from hostler.worker.wire import PromptSettings
 
 PATIENCE_S = 0.2
 """How soon a start that waits for memory looks at all models again."""
-DEFAULT_DISK_MIB = settings_with_defaults({})["cache_disk_mib"]
+_DEFAULTS = settings_with_defaults({})
+DEFAULT_DISK_MIB = _DEFAULTS["cache_disk_mib"]
+_OF_A_PREFIX_CACHE = ("cache_ram_mib", "cache_disk_mib")
 _PROMPT_FIELDS = ("prompt_template", "pre_prompt", "system_prompt", "user_prompt", "ai_prompt")
 _CACHE_FIELDS = frozenset({"cache_ram_bytes", "cache_disk_bytes", "cache_folder", "model_digest"})
 _ENGINE_FIELDS = frozenset(EngineSettings.__struct_fields__) - {"ctx_len"} - _CACHE_FIELDS
@@ -56,6 +59,13 @@ class Plan(msgspec.Struct, frozen=True):
     """What is known of the files' content."""
     draft_path: str = ""
     """Primary file of the model that `draft_model` names."""
+
+    def without_effect(self) -> Iterator[str]:
+        """What was set and means nothing to the engine, in words."""
+        ignored = self.spec.ignores if self.spec.keeps_prefixes else (*self.spec.ignores, *_OF_A_PREFIX_CACHE)
+        for name in ignored:
+            if self.settings.get(name) != _DEFAULTS.get(name):
+                yield f"{name} has no effect on {self.spec.name}"
 
     @property
     def has_cache(self) -> bool:
@@ -106,15 +116,35 @@ class Placed(msgspec.Struct, frozen=True):
     """What it got less of than was set."""
 
 
-def draft_path(library: Library, manifest: Manifest, settings: dict[str, Any]) -> str:
+def refuse_unmet(manifest: Manifest, settings: dict[str, Any]) -> None:
+    """Settings that no engine here can honour, and that must not be dropped.
+
+    Raises:
+        UnsupportedParameter: With its name.
+    """
+    if settings.get("grammar_file"):
+        raise UnsupportedParameter(
+            f"grammar_file of {manifest.id} is {settings['grammar_file']!r}, and no engine reads grammars from files; unset "
+            f"it, and send the grammar in each request's field grammar",
+            param="grammar_file",
+        )
+
+
+def draft_path(library: Library, manifest: Manifest, spec: EngineSpec, settings: dict[str, Any]) -> str:
     """The file of the model that is to guess for another one; empty where none is, or nothing is guessed.
 
     Raises:
+        UnsupportedParameter: The engine cannot guess.
         ModelLoadFailed: There is no such model, or it is of another format; naming both.
     """
     name = settings.get("draft_model")
     if not name or settings["speculation"] == "off":
         return ""
+    if not spec.speculates:
+        raise UnsupportedParameter(
+            f"draft_model of {manifest.id} is {name!r}, and the engine {spec.name} guesses no tokens; unset draft_model",
+            param="draft_model",
+        )
     try:
         other = library.find(name).manifest
         if other.engine_format != manifest.engine_format:

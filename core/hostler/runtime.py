@@ -44,7 +44,7 @@ from hostler.library.store import Library, LibraryEntry
 from hostler.listeners import Listeners
 from hostler.modelcache import ModelCache
 from hostler.modeldigest import known_digest
-from hostler.placement import Placement, Plan, context_limit, draft_path, wanted_ctx_len
+from hostler.placement import Placement, Plan, context_limit, draft_path, refuse_unmet, wanted_ctx_len
 from hostler.plugins import Plugins
 from hostler.records.store import Records
 from hostler.reloading import Reloaded, Reloading
@@ -325,7 +325,9 @@ class Runtime:
         hosted = self._hosted.get(entry.manifest.id)
         chosen = hosted.chosen if hosted is not None and hosted.worker is not None else entry.manifest.settings
         if not settings_with_defaults(chosen)["embedding"]:  # else a model would be started only to be refused
-            raise EmbeddingsDisabled(f"{entry.manifest.id} has the setting embedding: false, so it gives no embeddings")
+            raise EmbeddingsDisabled(
+                f"{entry.manifest.id} has the setting embedding: false, so it gives no embeddings", param="model"
+            )
         return self._admit(request, 1, "embedding", Embedding)
 
     def count_tokens(
@@ -607,7 +609,7 @@ class Runtime:
         try:
             worker.start()
             info = worker.wait_ready()
-            info = msgspec.structs.replace(info, warnings=(*placed.warnings, *info.warnings))
+            info = msgspec.structs.replace(info, warnings=(*plan.without_effect(), *placed.warnings, *info.warnings))
             self.ledger.settle(hosted.id, has_cache=info.can_generate)
             hosted.started(attempt, worker, info)
         except BaseException:
@@ -637,7 +639,8 @@ class Runtime:
         limit = context_limit(spec, files, manifest)
         is_auto = settings["ctx_len"] == AUTO
         wanted = wanted_ctx_len(settings["ctx_len"], limit, spec)
-        draft = draft_path(self.library, manifest, settings)
+        refuse_unmet(manifest, settings)
+        draft = draft_path(self.library, manifest, spec, settings)
         return Plan(spec, files, settings, is_auto, wanted, known_digest(manifest), draft)
 
     def _engine_of(self, entry: LibraryEntry) -> EngineSpec | None:

@@ -5,17 +5,16 @@ Whether an end came in time is told by what the request would have taken else: m
 
 from __future__ import annotations
 
-import http.client
 import json
-import select
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
-from support.server import POLL_S, eventually
+from support.server import eventually
+
+from .asking import Asked, caught, listed
 
 SLOW = {"ctx_len": 2048, "n_parallel": 2, "n_batch": 8}
 DECODES = {"prompt": [[5, 6, 7]] * 64, "max_tokens": 1900, "ignore_eos": True, "temperature": 0, "logprobs": 5}
@@ -26,28 +25,6 @@ PHASES = [("prefill", PREFILLS), ("decode", DECODES)]
 SOON_S = 5.0
 
 
-class Asked:
-    """A request on a connection of its own, which answers when it likes."""
-
-    def __init__(self, url: str, model: str, fields: dict[str, Any]) -> None:
-        self._connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
-        body = json.dumps({"model": model, **fields})
-        self._connection.request("POST", "/v1/completions", body, {"content-type": "application/json"})
-
-    def is_answered(self) -> bool:
-        return bool(select.select([self._connection.sock], [], [], 0)[0])
-
-    def answer(self) -> tuple[int, Any]:
-        try:
-            with self._connection.getresponse() as response:
-                return response.status, json.loads(response.read())
-        finally:
-            self._connection.close()
-
-    def leave(self) -> None:
-        self._connection.close()
-
-
 @pytest.fixture
 def slow(model: str, http: httpx.Client) -> Iterator[str]:
     """The engine's model with two slots and small chunks; nothing else runs in it, before or after."""
@@ -56,20 +33,6 @@ def slow(model: str, http: httpx.Client) -> Iterator[str]:
     assert answer.json()["state"] == "running", answer.text
     yield model
     http.put(f"/v1/models/{model}/stop")
-
-
-def listed(http: httpx.Client, state: str = "") -> list[str]:
-    return [one["id"] for one in http.get("/v1/requests").json()["data"] if state in ("", one["state"])]
-
-
-def caught(http: httpx.Client, asked: Asked, state: str) -> str:
-    """The id of a request in this state; empty: it was answered before it was seen there."""
-    while not asked.is_answered():
-        found = listed(http, state)
-        if found:
-            return found[-1]
-        time.sleep(POLL_S / 10)
-    return ""
 
 
 def assert_every_slot_is_free(http: httpx.Client, model: str) -> None:

@@ -196,9 +196,13 @@ class Preparation:
             UnsupportedParameter: Its vectors have another length.
         """
         if not self._is_embedding:
-            raise EmbeddingsDisabled(f"{self._model_id} runs with the setting embedding: false, so it gives no embeddings")
+            raise EmbeddingsDisabled(
+                f"{self._model_id} runs with the setting embedding: false, so it gives no embeddings", param="model"
+            )
         if not self._info.can_embed:
-            raise EmbeddingsDisabled(f"{self._model_id} gives no embeddings in its engine; choose a model that does")
+            raise EmbeddingsDisabled(
+                f"{self._model_id} gives no embeddings in its engine; choose a model that does", param="model"
+            )
         if not embed.inputs:
             raise InvalidRequest("input is empty; send a text, or a list of texts or of token ids", param="input")
         if embed.dimensions not in (None, self._info.n_embd):

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from hostler import FormatKind, Message, OutputFormat, RawPrompt, SamplingParams, UnsupportedParameter
+from hostler import FormatKind, Message, OutputFormat, Priority, RawPrompt, SamplingParams, UnsupportedParameter
 from hostler_remote.description import Description, Kind
 from hostler_remote.dialect import FURTHER, NAMES, call_of
 
@@ -15,10 +15,11 @@ CHAT = RawPrompt(messages=(Message("user", "Hi."),))
 PLAIN = RawPrompt(prompt="Once")
 
 
-def body(raw: RawPrompt = CHAT, *, cache_prompt: bool = True, kind: Kind = "other", **fields: Any) -> dict[str, Any]:
+def body(raw: RawPrompt = CHAT, *, kind: Kind = "other", **fields: Any) -> dict[str, Any]:
     tuning = {name: fields.pop(name) for name in ("strict", "max_tokens_field") if name in fields}
+    wishes = {name: fields.pop(name) for name in ("cache_prompt", "priority") if name in fields}
     description = Description(url="https://api.example/v1", model="m", kind=kind, **tuning)
-    call = call_of(raw, SamplingParams(**fields), description, cache_prompt=cache_prompt)
+    call = call_of(raw, SamplingParams(**fields), description, **wishes)
     found: dict[str, Any] = msgspec.json.decode(call.encoded())
     return found
 
@@ -156,3 +157,17 @@ def test_messages_keep_their_names_and_tool_calls() -> None:
         {"role": "assistant", "tool_calls": [call]},
         {"role": "tool", "content": "4", "tool_call_id": "1"},
     ]
+
+
+@pytest.mark.parametrize("kind", [*NAMES])
+def test_wishes_about_time_go_to_another_hostler_and_to_nobody_who_might_refuse_them(kind: Kind) -> None:
+    raw = RawPrompt(messages=(Message("system", "Rules.", is_pinned=True), Message("user", "Hi.")))
+
+    sent = body(raw, kind=kind, priority=Priority.BATCH)
+    strict = body(raw, kind=kind, priority=Priority.BATCH, strict=True)
+
+    is_hostler = kind == "hostler"
+    assert sent["messages"][0] == {"role": "system", "content": "Rules.", **({"cache": "pin"} if is_hostler else {})}
+    assert sent.get("priority") == ("batch" if is_hostler else None)
+    assert strict["messages"] == [{"role": "system", "content": "Rules."}, {"role": "user", "content": "Hi."}]
+    assert "priority" not in strict

@@ -24,6 +24,8 @@ def register_engines() -> list[EngineSpec]:
             probe="hostler_echo.engine:probe",
             estimate=estimate,
             context_length=context_length,
+            # It computes nothing, so nothing makes it faster or smaller.
+            ignores=("ngl", "cpu_threads", "max_itl_ratio", "cache_type", "flash_attn", "use_mmap", "mlock", "n_draft_max"),
             sample="hostler_echo.sample:sample",
             version=__version__,
         )

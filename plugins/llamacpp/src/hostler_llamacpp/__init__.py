@@ -42,6 +42,7 @@ def register_engines() -> Iterable[EngineSpec]:
             context_length=_context_length,
             sample="hostler_llamacpp.sample:sample",
             keeps_prefixes=True,
+            speculates=True,
             environment={
                 # OpenMP's default, to spin without end, makes a step last up to 160 times as long beside busy neighbours;
                 # to sleep at once costs half the speed where a turn of the loop is short (at 100: 0.55 of llama-server,

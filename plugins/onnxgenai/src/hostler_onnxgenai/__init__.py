@@ -48,6 +48,8 @@ def register_engines() -> Iterable[EngineSpec]:
             context_length=_context_length,
             sample="hostler_onnxgenai.sample:sample",
             devices=_devices,
+            # The export has decided these; and nothing is guessed.
+            ignores=("cache_type", "flash_attn", "use_mmap", "mlock", "ngl", "n_draft_max"),
             environment={
                 # Otherwise onnxruntime writes a device id and events into the user's folders, and would send them.
                 "ORT_DISABLE_TELEMETRY": "1",

@@ -58,7 +58,7 @@ def load(files: ModelFiles, settings: EngineSettings, progress: Progress) -> Loa
     device = choose_device(settings.device, folder)
     n_threads = settings.cpu_threads if settings.cpu_threads > 0 else usable_cores()
     spin_us = _spin_us(settings.extra)
-    warnings = _warnings(settings)
+    warnings = [f"onnxgenai has no setting {name!r}; it has no effect" for name in sorted(set(settings.extra) - EXTRAS)]
     n_ctx = settings.ctx_len
     if n_ctx > folder.context_length:
         n_ctx = folder.context_length
@@ -218,12 +218,3 @@ def _spin_us(extra: Mapping[str, Any]) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1_000_000:
         raise ModelLoadFailed(f"spin_us is {value!r}; it is microseconds from 0 (do not spin) to 1,000,000")
     return value
-
-
-def _warnings(settings: EngineSettings) -> list[str]:
-    usual = EngineSettings(ctx_len=settings.ctx_len)
-    warnings = [f"onnxgenai has no setting {name!r}; it has no effect" for name in sorted(set(settings.extra) - EXTRAS)]
-    for name in ("cache_type", "flash_attn", "use_mmap", "mlock", "ngl"):
-        if getattr(settings, name) != getattr(usual, name):
-            warnings.append(f"{name} has no effect on onnxgenai: the export has decided that")
-    return warnings

@@ -33,6 +33,11 @@ def register_engines() -> Iterable[EngineSpec]:
             probe="hostler_remote.probe:probe",
             estimate=_estimate,
             takes_messages=True,
+            # How the upstream computes is the upstream's.
+            ignores=(
+                "ngl", "cpu_threads", "n_batch", "max_itl_ratio", "cache_type", "caching_enabled", "flash_attn", "use_mmap",
+                "mlock", "n_draft_max",
+            ),
             sample="hostler_remote.sample:sample",
             version=__version__,
         )

@@ -14,7 +14,9 @@ from hostler import (
     SEED_RANDOM,
     FormatKind,
     InvalidRequest,
+    Message,
     OutputFormat,
+    Priority,
     RawPrompt,
     SamplingParams,
     UnsupportedParameter,
@@ -94,8 +96,17 @@ class Call(msgspec.Struct, frozen=True):
         return msgspec.json.encode(body)
 
 
-def call_of(raw: RawPrompt, params: SamplingParams, description: Description, *, cache_prompt: bool = True) -> Call:
+def call_of(
+    raw: RawPrompt,
+    params: SamplingParams,
+    description: Description,
+    *,
+    cache_prompt: bool = True,
+    priority: Priority = Priority.NORMAL,
+) -> Call:
     """Put a request into the upstream's words.
+
+    Priority and pins are wishes about time that change no answer: who does not know them is not told.
 
     Raises:
         InvalidRequest: The model only embeds.
@@ -104,6 +115,7 @@ def call_of(raw: RawPrompt, params: SamplingParams, description: Description, *,
     if not description.chat:
         raise InvalidRequest("This model writes no text, it only gives embeddings (POST /v1/embeddings)", param="model")
     is_chat = raw.messages is not None
+    is_hostler = description.kind == "hostler" and not description.strict
     # An older completion has one field for all of OpenAI's upstreams; only chats have moved on.
     limit = description.max_tokens_field if is_chat else "max_tokens"
     body: dict[str, Any] = {
@@ -114,8 +126,8 @@ def call_of(raw: RawPrompt, params: SamplingParams, description: Description, *,
         "top_p": params.top_p,
         limit: params.max_tokens,
     }
-    if is_chat:
-        body["messages"] = raw.messages
+    if raw.messages is not None:
+        body["messages"] = [_message(message, knows_pins=is_hostler) for message in raw.messages]
     else:
         body["prompt"] = raw.prompt
     for name in ("frequency_penalty", "presence_penalty"):
@@ -138,7 +150,17 @@ def call_of(raw: RawPrompt, params: SamplingParams, description: Description, *,
     if not cache_prompt:
         _refuse_unless(description, KNOW_CACHE_PROMPT, "cache_prompt", cache_prompt)
         body["cache_prompt"] = False
+    if is_hostler and priority is not Priority.NORMAL:
+        body["priority"] = priority
     return Call(CHAT if is_chat else COMPLETIONS, body, params.logprobs is not None, params.max_tokens, limit)
+
+
+def _message(message: Message, *, knows_pins: bool) -> dict[str, Any]:
+    """A turn as OpenAI's API has it; a pin under the name that another hostler knows."""
+    fields: dict[str, Any] = msgspec.to_builtins(message)
+    if fields.pop("is_pinned", False) and knows_pins:
+        fields["cache"] = "pin"
+    return fields
 
 
 def _logprobs(n_top: int, *, is_chat: bool) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from hostler import (
     MemoryUse,
     ModelFiles,
     ModelLoadFailed,
+    Priority,
     Progress,
     SequenceSink,
     UnsupportedParameter,
@@ -105,7 +106,13 @@ class RemoteEngine:
         """Put the request into the upstream's words; the first step sends it."""
         thread, upstream = self._running()
         assert sequence.raw is not None
-        call = call_of(sequence.raw, sequence.params, upstream.description, cache_prompt=sequence.cache_prompt)
+        call = call_of(
+            sequence.raw,
+            sequence.params,
+            upstream.description,
+            cache_prompt=sequence.cache_prompt,
+            priority=tuple(Priority)[sequence.priority],
+        )
         self._conversations[sequence.id] = _Held(sequence, Conversation(call, upstream, thread, self._wake))
 
     def cancel(self, sequence_id: int) -> None:
