@@ -11,6 +11,7 @@ import pytest
 from hostler import EngineSettings, ModelFiles, ModelLoadFailed, SamplingParams, UnsupportedParameter
 from hostler.library.store import Library
 from hostler.placement import draft_path
+from hostler.plugins import get_plugins
 from hostler_llamacpp import speculation
 from hostler_llamacpp.engine import LlamaCppEngine
 from hostler_llamacpp.estimate import estimate
@@ -114,10 +115,11 @@ def test_draft_model_of_the_library_is_found_by_its_id_and_a_missing_one_named(m
     library = Library(tmp_path, {})
     target = library.import_path(models / "llama.gguf", id="big").manifest
     library.import_path(models / "gemma3.gguf", id="small")
+    spec = get_plugins().engines["llamacpp"]
     settings = {"speculation": "auto", "draft_model": "small"}
 
-    assert draft_path(library, target, settings) == str(models / "gemma3.gguf")
-    assert draft_path(library, target, {"speculation": "off", "draft_model": "small"}) == ""
-    assert draft_path(library, target, {"speculation": "auto"}) == ""
+    assert draft_path(library, target, spec, settings) == str(models / "gemma3.gguf")
+    assert draft_path(library, target, spec, {"speculation": "off", "draft_model": "small"}) == ""
+    assert draft_path(library, target, spec, {"speculation": "auto"}) == ""
     with pytest.raises(ModelLoadFailed, match=r"draft_model of big is 'tiny', which is not there"):
-        draft_path(library, target, {"speculation": "auto", "draft_model": "tiny"})
+        draft_path(library, target, spec, {"speculation": "auto", "draft_model": "tiny"})
