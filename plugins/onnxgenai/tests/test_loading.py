@@ -99,7 +99,7 @@ def test_settings_without_effect_are_told(tiny: Path) -> None:
 
     text = "\n".join(warnings)
     assert all(name in text for name in ("'n_ubatch'", "ctx_len 10000 is more than the 2048"))
-    assert len(warnings) == 4
+    assert len(warnings) == 2
 
 
 def test_a_longer_context_than_the_models_is_cut_and_reported(load: Callable[..., Loaded]) -> None:
