@@ -171,6 +171,17 @@ def test_one_of_two_drafts_where_the_other_hardly_waits_for_it() -> None:
     assert length > 0
 
 
+def test_who_has_no_guess_never_waits_longer_than_was_promised() -> None:
+    known = costs(1.0, 0.05, fixed_s=0.9)
+    sure, plain_s = [(Sure(0.99), 100)], known.plain_s(2)
+    _, free = choose(sure, 2, known, 63)
+    places, bounded = choose(sure, 2, known, 63, max_ratio=2.5)
+
+    assert known.step_s(2, 1, free) > 2.5 * plain_s
+    assert (places, known.step_s(2, 1, bounded) <= 2.5 * plain_s) == ([0], True)
+    assert choose([*sure, *sure], 2, known, 63, max_ratio=1.0)[1] > 0, "all gain, so nobody waits for others"
+
+
 def test_bad_guesses_of_a_neighbour_are_made_only_where_one_pass_for_all_is_cheaper() -> None:
     """llama.cpp evaluates sequences with equally many rows in one pass, others in two."""
     sources = [(Sure(0.01), 100), (Sure(0.99), 100)]

@@ -241,6 +241,7 @@ def choose(
     n_waiting: int = 0,
     prompt_s: float = 0.0,
     guess_s: float = 0.0,
+    max_ratio: float = math.inf,
 ) -> tuple[list[int], int]:
     """Decide who drafts how much in the next step.
 
@@ -251,6 +252,7 @@ def choose(
         n_waiting: Prompts that are evaluated in the step.
         prompt_s: What they add to it.
         guess_s: What a draft model takes for one guess of everybody; 0: nothing is asked of one.
+        max_ratio: So many times a plain step is what those may wait who have no guess themselves and so gain nothing.
 
     Returns:
         Places in `sources`, and how many guesses each of them makes; nobody and 0 where plain steps are better.
@@ -262,7 +264,9 @@ def choose(
     # PERF: tokens gained by length are concave, a step's time is a straight line, so the speed has one peak. Where it is found
     # among the first few, as with every guess that is hardly worth one, nobody need know of the others.
     for reach in (min(_SHORT, longest), longest):
-        order, best, best_length, has_peak = _search(sources, n, costs, n_rows, reach, plain_s, n_waiting, prompt_s, guess_s)
+        order, best, best_length, has_peak = _search(
+            sources, n, costs, n_rows, reach, plain_s, n_waiting, prompt_s, guess_s, max_ratio * plain_s
+        )
         if has_peak:
             break
     return order[:best], best_length
@@ -278,6 +282,7 @@ def _search(
     n_waiting: int,
     prompt_s: float,
     guess_s: float,
+    longest_s: float,
 ) -> tuple[list[int], int, int, bool]:
     """Go through the draft lengths up to one.
 
@@ -302,7 +307,7 @@ def _search(
             step_s = costs.step_s(n, n_drafting, length) + prompt_s + length * guess_s
             gain = total - (n + n_waiting) * math.log(step_s / plain_s)
             peak = max(peak, gain)
-            if gain > best_gain:
+            if gain > best_gain and (n_drafting == n or step_s <= longest_s):
                 best, best_gain, best_length = n_drafting, gain, length
         if peak < highest:
             return order, best, best_length, True

@@ -33,6 +33,7 @@ class Speculation:
         self._n_ctx = loaded.n_ctx
         self._n_rows = loaded.n_draft_rows
         self._n_most = settings.n_draft_max
+        self._max_ratio = settings.max_itl_ratio
         self._is_even = int(llama.llama_model_n_swa(loaded.model)) > 0
         """All who draft in a step draft equally many: see Streams.can_take_back."""
         self._end_tokens = vocabulary.end_tokens
@@ -90,6 +91,7 @@ class Speculation:
             n_waiting=n_waiting,
             prompt_s=n_prompt * self._row_s,
             guess_s=guess_s,
+            max_ratio=self._max_ratio,
         )
         followed: list[tuple[Run, Follower]] = []
         for place in places:
