@@ -37,8 +37,8 @@ FLOORS = {
     # 4, scheduling
     "runs": 4, "liverun": 4, "runplan": 4, "context": 4,
     "listeners": 4, "reloading": 4,
-    "scheduler": 4, "ledger": 4, "events": 4, "runtime": 4, "placement": 4, "hosted": 4, "generation": 4, "views": 4,
-    "snapshots": 4, "weights": 4, "request": 4, "embedding": 4,
+    "scheduler": 4, "ledger": 4, "events": 4, "runtime": 4, "starts": 4, "placement": 4, "hosted": 4,
+    "generation": 4, "views": 4, "snapshots": 4, "weights": 4, "request": 4, "embedding": 4,
     "signedpost": 4, "delivery": 4, "webhooks": 4,
     # 5, API
     "api": 5,

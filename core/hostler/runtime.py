@@ -1,7 +1,8 @@
 """What the API and the CLI see of hostler: models, downloads, generations.
 
 Floor 4, in the host process; every method may be called from any thread. It knows the library (what is on disk), the ledger
-(what fits), the supervisors (what runs) and the queues (who waits); it knows no HTTP and imports no engine.
+(what fits), the supervisors (what runs) and the queues (who waits); it knows no HTTP and imports no engine. How a model comes
+to run and stops is starts.py's.
 
 Locks, in the order they are taken: the placement's (see placement.py), then a model's `changed`, then `_lock` (the
 dictionaries below). None is held while a worker loads or stops, save the placement's while an idle model is unloaded.
@@ -24,27 +25,17 @@ from hostler.config import Settings
 from hostler.domain import EmbedRequest, GenerateRequest, Lifecycle, Message, Priority
 from hostler.embedding import Embedding
 from hostler.engine import EngineSpec
-from hostler.errors import (
-    EmbeddingsDisabled,
-    EngineUnavailable,
-    HostlerError,
-    InternalError,
-    ModelLoadFailed,
-    ModelNotDownloaded,
-    RequestNotFound,
-)
+from hostler.errors import EmbeddingsDisabled, EngineUnavailable, ModelNotDownloaded, RequestNotFound
 from hostler.events import EventBus
 from hostler.generation import Generation
-from hostler.hosted import HostedModel, StartAttempt
+from hostler.hosted import HostedModel
 from hostler.keptprefixes import kept_prefixes
 from hostler.ledger import Ledger, machine_memory_bytes
 from hostler.library.changes import Change
-from hostler.library.fields import AUTO, settings_with_defaults, validate_settings
+from hostler.library.fields import settings_with_defaults, validate_settings
 from hostler.library.store import Library, LibraryEntry
 from hostler.listeners import Listeners
 from hostler.modelcache import ModelCache
-from hostler.modeldigest import known_digest
-from hostler.placement import Placement, Plan, context_limit, draft_path, refuse_unmet, wanted_ctx_len
 from hostler.plugins import Plugins
 from hostler.records.store import Records
 from hostler.reloading import Reloaded, Reloading
@@ -53,25 +44,19 @@ from hostler.runs import Runs
 from hostler.scheduler import RequestBudget, Ticket
 from hostler.snapshots import pull_view, view_of
 from hostler.sources.contract import SourceContext
+from hostler.starts import Starts
 from hostler.views import ModelChanges as ModelChanges
 from hostler.views import ModelView as ModelView
 from hostler.views import PullRequest as PullRequest
 from hostler.views import PullView as PullView
 from hostler.views import RequestView as RequestView
 from hostler.webhooks import Webhooks
-from hostler.weights import WarmWeights
-from hostler.worker.supervisor import Limits, Supervisor
 from hostler.worker.wire import Counting, PromptSize
 
 log = logging.getLogger("hostler.runtime")
 
-START_SLACK_S = 30.0
-"""Beyond `start_timeout_s`, which each progress renews, a caller waits so long before it is told to ask again."""
-JOINS = 3
-"""How often a start that wants its own settings waits for others' starts of the same model."""
 REAP_PERIOD_S = 1.0
 """How often idle models are compared with `keep_alive_s`."""
-
 
 Asked = GenerateRequest | EmbedRequest
 Admitted = TypeVar("Admitted", bound=HostedRequest)
@@ -113,23 +98,25 @@ class Runtime:
         self.ledger = ledger or Ledger(settings.memory_budget_bytes)
         self.model_cache = ModelCache(settings.model_cache_bytes or machine_memory_bytes() // 4)
         self.budget = RequestBudget(settings.max_requests)
-        self._limits = Limits(
-            start_timeout_s=settings.start_timeout_s,
-            step_timeout_s=settings.step_timeout_s,
-            stop_timeout_s=settings.stop_timeout_s,
-            stall_timeout_s=settings.stall_timeout_s,
-            max_readers=settings.max_requests + 8,
-        )
         self._lock = threading.Lock()  # protects _hosted and _requests
         self._hosted: dict[str, HostedModel] = {}
         self._requests: dict[str, HostedRequest] = {}
         self.kept_prefixes = kept_prefixes(settings)
-        self._placement = Placement(settings, self.ledger, self.kept_prefixes, self.hosted_models, self._stop_idle)
         self._closing = threading.Event()
         self.is_ready = True
         """False while draining: /readyz answers 503 then."""
         self.runs = Runs(self)
         self.reloading = Reloading(self)
+        self._starts = Starts(
+            settings,
+            self.library,
+            self.ledger,
+            self.model_cache,
+            self.kept_prefixes,
+            engine_of=self._engine_of,
+            why_no_engine=self.reloading.explain,
+            hosted_models=self.hosted_models,
+        )
         typeinfo.build()  # from here on there are threads
         if settings.keep_alive_s > 0:
             threading.Thread(target=self._reap, name="keep-alive", daemon=True).start()
@@ -166,15 +153,7 @@ class Runtime:
         entry = self._downloaded(reference)
         overrides = validate_settings(overrides or {}, prefix="")
         hosted = self._host(entry)
-        for _ in range(JOINS):
-            with hosted.changed:
-                attempt, is_mine = hosted.begin_start(is_reload=self._is_other_run(hosted, entry, overrides))
-            if is_mine:
-                self._run_start(hosted, attempt, entry, overrides)
-            if is_waiting:
-                attempt.wait(self.settings.start_timeout_s + START_SLACK_S)
-            if is_mine or not is_waiting or not self._is_other_run(hosted, entry, overrides):
-                break  # else it joined a start with other settings than it wants: once more
+        self._starts.start(hosted, entry, overrides, is_waiting=is_waiting)
         return self.model(entry.manifest.id)
 
     def stop_model(self, reference: str) -> ModelView:
@@ -182,7 +161,7 @@ class Runtime:
         entry = self.library.find(reference)
         hosted = self._hosted.get(entry.manifest.id)
         if hosted is not None:
-            self._stop(hosted)
+            self._starts.stop(hosted)
         return self.model(entry.manifest.id)
 
     def delete_model(self, reference: str) -> str:
@@ -195,7 +174,7 @@ class Runtime:
         hosted = self._host(entry)
         hosted.mark_deleted(is_deleted=True)  # or a request would start it again while its files go
         try:
-            self._stop(hosted)
+            self._starts.stop(hosted)
             model_id = self.library.delete(reference)
             self.kept_prefixes.clear(model_id)
         except BaseException:
@@ -367,26 +346,13 @@ class Runtime:
     ) -> PromptSize:
         n_stops = hosted.n_stops
         for _ in range(RESUBMITS):
-            worker = self._running_worker(hosted, entry, overrides)
+            worker = self._starts.running_worker(hosted, entry, overrides)
             try:
                 return msgspec.convert(worker.call("count", counting), PromptSize)
             except EngineUnavailable:
                 if hosted.n_stops != n_stops or self._closing.is_set():
                     raise hosted.was_stopped() from None
         raise EngineUnavailable(f"The engine of {hosted.id} keeps dying; try again", retry_after_s=1.0)
-
-    def _running_worker(self, hosted: HostedModel, entry: LibraryEntry, overrides: dict[str, Any]) -> Supervisor:
-        """The model's worker, started and waited for if need be."""
-        with hosted.changed:
-            attempt, is_mine = self._begin_if_needed(hosted)
-        if attempt is not None:
-            if is_mine:
-                self._run_start(hosted, attempt, entry, overrides)
-            attempt.wait(self.settings.start_timeout_s + START_SLACK_S)
-        worker = hosted.worker
-        if worker is None:
-            raise EngineUnavailable(f"{hosted.id} was stopped; try again", retry_after_s=1.0)
-        return worker
 
     def _admit(self, request: Asked, n: int, what: str, make: Callable[..., Admitted]) -> Admitted:
         """Take a place of the budget and `n` of the model's queue, and make what gives them back."""
@@ -438,7 +404,7 @@ class Runtime:
             if self._closing.wait(min(0.05, max(0.0, deadline - time.monotonic()))):
                 break  # a second, more impatient close
         self._closing.set()
-        stops = [threading.Thread(target=self._stop, args=(hosted,)) for hosted in list(self._hosted.values())]
+        stops = [threading.Thread(target=self._starts.stop, args=(hosted,)) for hosted in list(self._hosted.values())]
         try:
             for thread in stops:
                 thread.start()
@@ -507,45 +473,16 @@ class Runtime:
             previous, lifecycle = now(previous), now(lifecycle)
         self.events.model(change.kind, change.manifest, previous, lifecycle, resting=resting, error=change.error)
 
-    def _is_other_run(self, hosted: HostedModel, entry: LibraryEntry, overrides: dict[str, Any]) -> bool:
-        """Whether a start means other settings than those of the run: its own, or those kept, changed since."""
-        running = hosted.chosen
-        return hosted.kept != entry.manifest.settings or any(running.get(name) != value for name, value in overrides.items())
-
     def _enter(self, hosted: HostedModel, entry: LibraryEntry, n: int, priority: Priority, *, is_new: bool) -> Ticket:
         n_slots = settings_with_defaults(entry.manifest.settings)["n_parallel"]
         with hosted.changed:
-            attempt, is_mine = self._begin_if_needed(hosted)
+            attempt, is_mine = self._starts.begin_if_needed(hosted)
             try:
                 ticket = hosted.enter_queue(n, priority, n_slots, is_new=is_new)
             finally:
                 if attempt is not None and is_mine:
-                    self._run_start(hosted, attempt, entry, {})
+                    self._starts.run(hosted, attempt, entry, {})
         return ticket
-
-    def _begin_if_needed(self, hosted: HostedModel) -> tuple[StartAttempt | None, bool]:
-        """Begin to start a model that does not run; call while holding its `changed`.
-
-        Returns:
-            The start that is to be waited for, None when it runs; and whether the caller must run it.
-
-        Raises:
-            EngineUnavailable: It keeps dying, or it does not run and may not be started.
-        """
-        worker = hosted.worker
-        if worker is not None:
-            hosted.worker_changed(worker)  # news of a death may still be on its way
-            if worker.state == "backing_off" and hosted.lifecycle is Lifecycle.STARTING:
-                raise hosted.unavailable(worker)
-        if hosted.lifecycle is Lifecycle.RUNNING:
-            return None, False
-        is_joining = hosted.attempt is not None and hosted.attempt.is_open
-        is_restarting = worker is not None and hosted.lifecycle is Lifecycle.STARTING
-        if not (self.settings.autostart or is_joining or is_restarting):
-            raise EngineUnavailable(
-                f"The model {hosted.id} is not running and autostart is off; start it with PUT /v1/models/{hosted.id}/start"
-            )
-        return hosted.begin_start()
 
     def _request_closed(self, request: HostedRequest) -> None:
         with self._lock:
@@ -553,113 +490,8 @@ class Runtime:
         request.hosted.leave()
         self.budget.release()
 
-    def _run_start(
-        self, hosted: HostedModel, attempt: StartAttempt, entry: LibraryEntry, overrides: dict[str, Any]
-    ) -> None:
-        # A thread of its own, so that a caller that leaves does not take the start with it.
-        thread = threading.Thread(
-            target=self._start, args=(hosted, attempt, entry, overrides), name=f"start {hosted.id}", daemon=True
-        )
-        try:
-            thread.start()
-        except RuntimeError as error:  # no more threads
-            self._start_failed(hosted, attempt, InternalError(f"Starting {hosted.id} failed: {error}"))
-
-    def _start(
-        self, hosted: HostedModel, attempt: StartAttempt, entry: LibraryEntry, overrides: dict[str, Any]
-    ) -> None:
-        try:
-            hosted.wait_while_stopping()
-            if hosted.worker is not None:
-                self._stop(hosted, is_reload=True)
-            with hosted.changed:
-                hosted.enter_starting(attempt)
-            self._load(hosted, attempt, entry, overrides)
-        except HostlerError as error:
-            self._start_failed(hosted, attempt, error)
-        except Exception as error:
-            log.exception("starting %s failed", hosted.id)
-            self._start_failed(hosted, attempt, InternalError(f"Starting {hosted.id} failed: {error!r}; see the log"))
-
-    def _start_failed(self, hosted: HostedModel, attempt: StartAttempt, error: HostlerError) -> None:
-        if hosted.attempt is attempt:
-            self._placement.release(hosted.id)
-        hosted.start_failed(attempt, error)
-        log.warning("%s did not start: %s", hosted.id, error.message)
-
-    def _load(
-        self, hosted: HostedModel, attempt: StartAttempt, entry: LibraryEntry, overrides: dict[str, Any]
-    ) -> None:
-        plan = self._plan(entry, overrides)
-        placed = self._placement.place(hosted, attempt, plan)
-        worker = Supervisor(
-            hosted.id,
-            plan.spec.engine,
-            plan.spec.environment,
-            plan.files,
-            placed.settings,
-            plan.prompt_settings({**entry.manifest.settings, **overrides}),
-            takes_messages=plan.spec.takes_messages,
-            limits=self._limits,
-            log_path=self.settings.home / "logs" / f"{hosted.id.replace('/', '%2F')}.log",
-            on_change=self._worker_changed,
-        )
-        hosted.loading(attempt, worker, plan.spec.name, placed.grant, plan.settings, WarmWeights(self.model_cache, plan.files))
-        hosted.kept = entry.manifest.settings
-        try:
-            worker.start()
-            info = worker.wait_ready()
-            info = msgspec.structs.replace(info, warnings=(*plan.without_effect(), *placed.warnings, *info.warnings))
-            self.ledger.settle(hosted.id, has_cache=info.can_generate)
-            hosted.started(attempt, worker, info)
-        except BaseException:
-            worker.stop()  # a stop that came between these lines found nothing to stop yet
-            raise
-        log.info("%s runs in %s on %s with %d x %d tokens", hosted.id, plan.spec.name, info.device, info.n_slots, info.n_ctx)
-
-    def _worker_changed(self, worker: Supervisor) -> None:
-        with self._lock:
-            hosted = self._hosted.get(worker.model_id)
-        if hosted is not None:
-            hosted.worker_changed(worker)
-            # What a dead worker gave back is still promised to the next one.
-            self.ledger.settle(hosted.id, is_loaded=worker.state == "running")
-
-    def _plan(self, entry: LibraryEntry, overrides: dict[str, Any]) -> Plan:
-        manifest = entry.manifest
-        files = self.library.files(manifest.id, overrides)
-        spec = self._engine_of(entry)
-        if spec is None:
-            why = self.reloading.explain(manifest.engine_format) or (
-                "install a plugin that does, such as `pip install hostler-llamacpp` for gguf (`hostler plugins` lists what is "
-                "installed)"
-            )
-            raise ModelLoadFailed(f"No installed engine runs {manifest.id}, whose format is {manifest.format!r}: {why}")
-        settings = settings_with_defaults({**manifest.settings, **overrides})
-        limit = context_limit(spec, files, manifest)
-        is_auto = settings["ctx_len"] == AUTO
-        wanted = wanted_ctx_len(settings["ctx_len"], limit, spec)
-        refuse_unmet(manifest, settings)
-        draft = draft_path(self.library, manifest, spec, settings)
-        return Plan(spec, files, settings, is_auto, wanted, known_digest(manifest), draft)
-
     def _engine_of(self, entry: LibraryEntry) -> EngineSpec | None:
         return self.plugins.engine_for(entry.manifest.engine_format, entry.manifest.engine or None)
-
-    def _stop(self, hosted: HostedModel, *, only_if_idle: bool = False, is_reload: bool = False) -> bool:
-        is_mine, worker = hosted.begin_stop(only_if_idle=only_if_idle, is_reload=is_reload)
-        if not is_mine:
-            if not only_if_idle:
-                hosted.wait_while_cancelling()
-            return False
-        if worker is not None:
-            worker.stop()
-        self._placement.release(hosted.id)
-        hosted.stopped()
-        return True
-
-    def _stop_idle(self, hosted: HostedModel) -> bool:
-        return self._stop(hosted, only_if_idle=True)
 
     def hosted_models(self) -> list[HostedModel]:
         """Every model that was started at least once, or is about to be."""
@@ -672,7 +504,7 @@ class Runtime:
             for hosted in self.hosted_models():
                 if hosted.is_idle and hosted.clock() - hosted.last_used > keep_alive_s:
                     log.info("%s was idle for %g s (keep_alive_s) and is stopped", hosted.id, keep_alive_s)
-                    self._stop_idle(hosted)
+                    self._starts.stop_idle(hosted)
 
     def _view(self, entry: LibraryEntry) -> ModelView:
         model_id = entry.manifest.id
