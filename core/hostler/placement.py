@@ -21,7 +21,7 @@ from hostler.engine import EngineSettings, EngineSpec, ModelFiles
 from hostler.errors import (
     EngineUnavailable,
     InsufficientMemory,
-    ModelLoadFailed,
+    InvalidRequest,
     ModelNotDownloaded,
     ModelNotFound,
     StartCancelled,
@@ -134,8 +134,8 @@ def draft_path(library: Library, manifest: Manifest, spec: EngineSpec, settings:
     """The file of the model that is to guess for another one; empty where none is, or nothing is guessed.
 
     Raises:
-        UnsupportedParameter: The engine cannot guess.
-        ModelLoadFailed: There is no such model, or it is of another format; naming both.
+        UnsupportedParameter: The engine cannot guess, or the other model is of another format.
+        InvalidRequest: There is no such model, or it is not downloaded.
     """
     name = settings.get("draft_model")
     if not name or settings["speculation"] == "off":
@@ -148,14 +148,18 @@ def draft_path(library: Library, manifest: Manifest, spec: EngineSpec, settings:
     try:
         other = library.find(name).manifest
         if other.engine_format != manifest.engine_format:
-            raise ModelLoadFailed(
+            raise UnsupportedParameter(
                 f"The draft_model of {manifest.id} is {other.id}, whose format is {other.format!r}; it must be "
-                f"{manifest.format!r}, too"
+                f"{manifest.format!r}, too",
+                param="draft_model",
             )
         return library.files(other.id).primary
     except (ModelNotFound, ModelNotDownloaded) as error:
-        raise ModelLoadFailed(
-            f"The draft_model of {manifest.id} is {name!r}, which is not there: {error.message}. Pull it, or unset draft_model"
+        # No 404 or 409 of its own: to whoever asks for an answer those would be about the model that was named.
+        raise InvalidRequest(
+            f"The draft_model of {manifest.id} is {name!r}, which is not there: {error.message}. Set draft_model to an id "
+            f"that `hostler list` shows, or unset it",
+            param="draft_model",
         ) from error
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hostler import EngineSettings, ModelFiles, ModelLoadFailed, SamplingParams, UnsupportedParameter
+from hostler import EngineSettings, InvalidRequest, ModelFiles, SamplingParams, UnsupportedParameter
 from hostler.library.store import Library
 from hostler.placement import draft_path
 from hostler.plugins import get_plugins
@@ -121,5 +121,6 @@ def test_draft_model_of_the_library_is_found_by_its_id_and_a_missing_one_named(m
     assert draft_path(library, target, spec, settings) == str(models / "gemma3.gguf")
     assert draft_path(library, target, spec, {"speculation": "off", "draft_model": "small"}) == ""
     assert draft_path(library, target, spec, {"speculation": "auto"}) == ""
-    with pytest.raises(ModelLoadFailed, match=r"draft_model of big is 'tiny', which is not there"):
+    with pytest.raises(InvalidRequest, match=r"draft_model of big is 'tiny', which is not there") as caught:
         draft_path(library, target, spec, {"speculation": "auto", "draft_model": "tiny"})
+    assert caught.value.param == "draft_model"

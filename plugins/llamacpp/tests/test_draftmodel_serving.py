@@ -24,11 +24,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     tiny_models.write_llama(folder / "deep.gguf", n_layers=N_LAYERS, deep=0.002)
     tiny_models.write_llama(folder / "shallow.gguf", n_layers=1)
     tiny_models.write_mamba(folder / "mamba.gguf")
+    (folder / "parrot.echo").write_text("{}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiny_models, "TOKENS", [*tiny_models.TOKENS[:261], "zzz", *tiny_models.TOKENS[262:]])
         tiny_models.write_llama(folder / "foreign.gguf", **{"tokenizer.ggml.tokens": (9, (8, tiny_models.TOKENS))})
     home = folder / "home"
-    for path in folder.glob("*.gguf"):
+    for path in [*folder.glob("*.gguf"), *folder.glob("*.echo")]:
         done = run_hostler(home, "import", str(path), "--id", path.stem)
         assert done.returncode == 0, done.stderr
     with serving(home) as server:
@@ -73,6 +74,7 @@ def test_answers_are_the_same_and_timings_tell_what_the_draft_model_guessed(serv
         ("deep", "foreign", "token 261 is b'zzz'"),
         ("deep", "mamba", "it is recurrent"),
         ("mamba", "shallow", "is recurrent"),
+        ("deep", "parrot", "whose format is 'echo'"),
     ],
 )
 def test_a_draft_model_that_cannot_guess_is_a_400_that_names_the_setting(
@@ -86,3 +88,15 @@ def test_a_draft_model_that_cannot_guess_is_a_400_that_names_the_setting(
     assert server.model(model)["state"] != "running"
     assert start(server, model).status_code == 200, "it starts without"
     server.call("PUT", f"/v1/models/{model}/stop")
+
+
+@pytest.mark.parametrize(
+    ("draft", "why"), [("nobody", "nobody does not exist"), ("smollm2", "not downloaded; get it with `hostler pull ")]
+)
+def test_a_draft_model_that_is_not_there_is_a_400_that_says_what_to_do(server: Server, draft: str, why: str) -> None:
+    refused = start(server, "deep", draft_model=draft)
+
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"], error["param"]) == (400, "invalid_value", "draft_model")
+    assert why in error["message"]
+    assert "Set draft_model to an id that `hostler list` shows, or unset it" in error["message"]
