@@ -137,6 +137,7 @@ def test_one_prompt_that_comes_alone_holds_up_nobody_but_the_last_of_many_still_
     assert not pace.room_s(many[:1], [alone])[1]
     assert pace.room_s(many, [of_many])[1]
     assert pace.room_s(many[:1], [of_many])[1], "one of the many is left, and is owed as much as the others"
+    assert pace.room_s(many[:1], [of_many, answer(age_s=0)])[1], "so it is by the last but one, which began just now"
 
 
 def test_one_answer_that_has_to_flow_is_enough(pace: Pace) -> None:

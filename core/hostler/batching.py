@@ -160,14 +160,16 @@ class Pace:
         oldest_s = min(one.came_s for one in waiting)
         is_flowing = is_outranked = False
         self._held.clear()
+        young = [one for one in decoding if one.begun_s > oldest_s - TOGETHER_S and one.patience_s > 0]
+        # Beside the last of a burst those flow no more than beside the others, and who began last belongs to it, too.
+        is_burst = len(waiting) >= BURST or any(one.is_of_burst for one in young)
         for one in decoding:
             if one.priority >= _BATCH_RANK > rank:
                 continue
-            if one.begun_s > oldest_s - TOGETHER_S and one.patience_s > 0:
-                one.is_of_burst = one.is_of_burst or len(waiting) >= BURST
-                if one.is_of_burst:
-                    self._held.append(one)
-                    continue
+            if is_burst and one in young:
+                one.is_of_burst = True
+                self._held.append(one)
+                continue
             is_flowing = True
             is_outranked = is_outranked or one.priority < _BATCH_RANK <= rank
         if not is_flowing:
