@@ -77,7 +77,7 @@ class Generation(HostedRequest):
                     self._n_output += event.n_tokens
                 elif isinstance(event, PrefillEvent):
                     self._state = "prefill"
-                    self._n_prompt = event.n_total
+                    self._n_prompt, self._n_evaluated = event.n_total, event.n_done
                 else:
                     n_left -= 1
                     if event.reason is FinishReason.CANCELLED and not self._is_cancelled:

@@ -54,6 +54,7 @@ class HostedRequest:
         self._state = "queued"
         self._started = time.monotonic()
         self._n_prompt = 0
+        self._n_evaluated = 0
         self._n_output = 0
 
     def _enter_worker(self, poll_s: float, submit: Callable[[], T]) -> Generator[None, None, T]:
@@ -84,7 +85,9 @@ class HostedRequest:
     def view(self) -> RequestView:
         """What it is doing now."""
         age_s = time.monotonic() - self._started
-        return RequestView(self.id, self.model.manifest.id, self._state, self._n_prompt, self._n_output, age_s)
+        return RequestView(
+            self.id, self.model.manifest.id, self._state, self._n_prompt, self._n_output, age_s, self._n_evaluated
+        )
 
     def close(self) -> None:
         """Cancel what still runs and give everything back. Idempotent; called by the reading thread."""

@@ -100,3 +100,5 @@ class RequestView(msgspec.Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     age_s: float
+    evaluated_tokens: int = 0
+    """Of the prompt, those from the prefix cache included: how far its prefill is."""

@@ -1,4 +1,4 @@
-"""Requests that answer when they like, and what a server's list says of them meanwhile."""
+"""Requests that answer when they like, what a server's list says of them meanwhile, and how they are ended amid it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import http.client
 import json
 import select
 import time
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 
-from support.server import POLL_S
+from support.server import POLL_S, eventually
+
+GROWING = (3000, 7500, 15000)
+"""Tokens to be evaluated or made: the next number where the last one was done before its request could be ended."""
 
 
 class Asked:
@@ -49,3 +53,67 @@ def caught(http: httpx.Client, asked: Asked, state: str, model: str = "") -> str
             return found[-1]
         time.sleep(POLL_S / 10)
     return ""
+
+
+def n_evaluated_amid(http: httpx.Client, asked: Asked, model: str) -> int:
+    """How much of its prompt is evaluated: some, and at most half of it; 0: it went on too fast to be seen so."""
+    while not asked.is_answered():
+        for one in http.get("/v1/requests").json()["data"]:
+            if one["model"] == model and one["evaluated_tokens"]:
+                return int(one["evaluated_tokens"]) if 2 * one["evaluated_tokens"] <= one["prompt_tokens"] else 0
+        time.sleep(POLL_S / 10)
+    return 0
+
+
+def leave(http: httpx.Client, asked: Asked, found: str) -> bool:
+    """Hang up; whether the request was there still."""
+    is_there = found in listed(http)
+    asked.leave()
+    return is_there
+
+
+def delete(http: httpx.Client, asked: Asked, found: str) -> bool:
+    """Cancel it; whether its client is told so. False: it had just ended, or its answer was on its way."""
+    deleted = http.delete(f"/v1/requests/{found}")
+    status, answer = asked.answer()
+    if deleted.status_code == 404 or status == 200:
+        return False
+    assert (deleted.status_code, status, answer["error"]["code"]) == (200, 499, "request_cancelled"), answer
+    return True
+
+
+End = Callable[[httpx.Client, Asked, str], bool]
+
+
+def assert_ended_amid_prefill(url: str, http: httpx.Client, model: str, end: End) -> None:
+    """A prompt is ended after some of it; what was evaluated then is all that is found when it is asked again.
+
+    The model has one slot: had the prefill gone on, the second request would have had to wait for it, and find it whole.
+    """
+    for number, n_tokens in enumerate(GROWING):
+        prompt = {"prompt": [65 + number] * n_tokens, "max_tokens": 1}
+        asked = Asked(url, model, prompt)
+        n_seen = n_evaluated_amid(http, asked, model)
+        found = listed(http, "", model)
+        if not n_seen or not found or not end(http, asked, found[0]):
+            asked.leave()
+            eventually(lambda: not listed(http), "nothing runs")
+            continue
+        again = http.post("/v1/completions", json={"model": model, **prompt})
+        assert again.status_code == 200, again.text
+        n_kept = again.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+        assert n_seen <= n_kept < n_tokens - 1, f"of {n_tokens} tokens {n_seen} were evaluated before the end, {n_kept} in all"
+        return
+    raise AssertionError(f"of {GROWING} tokens more than half were evaluated each time before that was seen")
+
+
+def assert_ended_amid_decode(url: str, http: httpx.Client, model: str, end: End) -> None:
+    """An answer is ended while it is made."""
+    for n_tokens in GROWING:
+        fields = {"prompt": [65, 66, 67], "max_tokens": n_tokens, "ignore_eos": True, "temperature": 0, "logprobs": 5}
+        asked = Asked(url, model, fields)
+        found = caught(http, asked, "decode", model)
+        if found and end(http, asked, found):
+            return
+        asked.leave()
+    raise AssertionError(f"of {GROWING} tokens all were made each time before the request could be ended")

@@ -18,14 +18,17 @@ from hostler.config import load_settings
 from hostler.plugins import get_plugins
 from hostler.runtime import Runtime
 from hostler.server import HttpServer, open_sockets, url_of
+from hostler_onnxgenai import tinymodel
 
 ENGINES = ("echo", "llamacpp", "onnxgenai")
+N_CTX = 16384
+"""What the models' files allow: room for a prompt or an answer that takes seconds, so that it can be ended amid it."""
 SETTINGS = {"ctx_len": 512, "n_parallel": 4, "n_batch": 64}
 DEADLINE_S = 60.0
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def make_model(engine: str, runtime: Runtime, folder: Path) -> str:
+def make_model(engine: str, folder: Path) -> str:
     """A small model of an engine; its path."""
     folder.mkdir()
     if engine == "llamacpp":  # its sample has none, a sound one is large; its own tests write a tiny one
@@ -35,13 +38,13 @@ def make_model(engine: str, runtime: Runtime, folder: Path) -> str:
         assert spec.loader is not None
         tiny_models = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(tiny_models)
+        tiny_models.N_CTX = N_CTX
         return str(tiny_models.write_llama(folder / "tiny.gguf"))
     if engine == "echo":  # as slow as one that computes, or nothing could be cancelled in time
         path = folder / "slow.echo"
         path.write_text('{"manners": {"delay_s": 0.002}}')
         return str(path)
-    module, _, function = runtime.plugins.engines[engine].sample.partition(":")
-    return str(getattr(importlib.import_module(module), function)(folder).files.primary)
+    return str(tinymodel.write_llama(folder / "tiny", n_ctx=N_CTX))
 
 
 @contextlib.contextmanager
@@ -58,7 +61,7 @@ def served(folder: Path, echoes: dict[str, dict[str, Any]], **changes: Any) -> I
     settings = load_settings(folder / "home", environ={}).replace(stop_timeout_s=5, **changes)
     runtime = Runtime(settings, get_plugins())
     for engine in ENGINES:
-        runtime.import_model(make_model(engine, runtime, folder / engine), engine)
+        runtime.import_model(make_model(engine, folder / engine), engine)
     for name, content in echoes.items():
         path = folder / f"{name}.echo"
         path.write_text(json.dumps(content))

@@ -1,27 +1,35 @@
 """A request is ended in the queue, in its prefill and while it is decoded, by DELETE and by leaving, on each engine alike.
 
-Whether an end came in time is told by what the request would have taken else: many answers, of which almost all wait.
+That one came in time is told in the prefill by how much of the prompt was evaluated, while it is decoded by an answer that
+would have taken seconds more, in the queue by those that run still.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import httpx
 import pytest
 
 from support.server import eventually
 
-from .asking import Asked, caught, listed
+from .asking import (
+    Asked,
+    End,
+    assert_ended_amid_decode,
+    assert_ended_amid_prefill,
+    caught,
+    delete,
+    leave,
+    listed,
+)
+from .conftest import N_CTX
 
-SLOW = {"ctx_len": 2048, "n_parallel": 2, "n_batch": 8}
-DECODES = {"prompt": [[5, 6, 7]] * 64, "max_tokens": 1900, "ignore_eos": True, "temperature": 0, "logprobs": 5}
-PREFILLS = {"prompt": [[number + 5] * 1900 for number in range(64)], "max_tokens": 1, "cache_prompt": False}
+SLOW = {"ctx_len": N_CTX, "n_parallel": 2, "n_batch": 8, "speculation": "off", "cache_ram_mib": 0, "cache_disk_mib": 0}
 WAITS = {"prompt": "x", "max_tokens": 1}
-FULL = {"prompt": [5, 6, 7], "max_tokens": 1900, "ignore_eos": True, "n": 2, "logprobs": 5}
-PHASES = [("prefill", PREFILLS), ("decode", DECODES)]
+FULL = {"prompt": [5, 6, 7], "max_tokens": 15000, "ignore_eos": True, "temperature": 0, "n": 2, "logprobs": 5}
+ENDS = pytest.mark.parametrize("end", [delete, leave])
 SOON_S = 5.0
 
 
@@ -49,30 +57,20 @@ def assert_every_slot_is_free(http: httpx.Client, model: str) -> None:
     eventually(lambda: not listed(http), "nothing runs")
 
 
-@pytest.mark.parametrize(("state", "fields"), PHASES, ids=[state for state, _ in PHASES])
-def test_a_request_that_is_deleted_ends_with_its_error_and_its_slots_are_free(
-    url: str, http: httpx.Client, slow: str, state: str, fields: dict[str, Any]
+@ENDS
+def test_a_prefill_that_is_ended_stops_amid_its_prompt_and_its_slot_answers_another(
+    url: str, http: httpx.Client, slow: str, end: End
 ) -> None:
-    asked = Asked(url, slow, fields)
-    found = caught(http, asked, state)
-    assert found, "the answer came before its request was seen"
+    assert http.put(f"/v1/models/{slow}/start", json={**SLOW, "n_parallel": 1}).status_code == 200
 
-    assert http.delete(f"/v1/requests/{found}").status_code == 200
-
-    _, answer = asked.answer()
-    assert answer["error"]["code"] == "request_cancelled"
-    eventually(lambda: not listed(http), "the request is gone", SOON_S)
-    assert_every_slot_is_free(http, slow)
+    assert_ended_amid_prefill(url, http, slow, end)
 
 
-@pytest.mark.parametrize(("state", "fields"), PHASES, ids=[state for state, _ in PHASES])
-def test_a_client_that_leaves_frees_the_slots_of_its_request(
-    url: str, http: httpx.Client, slow: str, state: str, fields: dict[str, Any]
+@ENDS
+def test_an_answer_that_is_ended_while_it_is_decoded_frees_its_slot(
+    url: str, http: httpx.Client, slow: str, end: End
 ) -> None:
-    asked = Asked(url, slow, fields)
-    assert caught(http, asked, state), "the answer came before its request was seen"
-
-    asked.leave()
+    assert_ended_amid_decode(url, http, slow, end)
 
     eventually(lambda: not listed(http), "the request is gone", SOON_S)
     assert_every_slot_is_free(http, slow)
@@ -82,11 +80,11 @@ def test_a_client_that_leaves_frees_the_slots_of_its_request(
 def test_a_request_that_waits_can_be_ended_and_those_that_run_go_on(
     url: str, http: httpx.Client, slow: str, is_deleted: bool
 ) -> None:
-    full = Asked(url, slow, DECODES)
-    eventually(lambda: listed(http, "decode"), "the slots are full")
-    before = set(listed(http))
+    full = Asked(url, slow, FULL)
+    running = caught(http, full, "decode")
+    assert running
     waiting = Asked(url, slow, WAITS)
-    found = eventually(lambda: set(listed(http, "queued")) - before, "the request waits").pop()
+    found = eventually(lambda: listed(http, "queued"), "the request waits").pop()
 
     if is_deleted:
         assert http.delete(f"/v1/requests/{found}").status_code == 200
@@ -95,7 +93,7 @@ def test_a_request_that_waits_can_be_ended_and_those_that_run_go_on(
         waiting.leave()
 
     eventually(lambda: found not in listed(http), "the request that waited is gone", SOON_S)
-    assert listed(http, "decode")
+    assert listed(http) == [running]
     assert not full.is_answered()
     full.leave()
     eventually(lambda: not listed(http), "nothing runs", SOON_S)

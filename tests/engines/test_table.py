@@ -19,9 +19,9 @@ import pytest
 
 from support.server import eventually
 
-from .asking import Asked, caught, listed
+from .asking import Asked, assert_ended_amid_decode, assert_ended_amid_prefill, caught, delete, listed
 from .conftest import ENGINES as LOCAL
-from .conftest import ROOT
+from .conftest import N_CTX, ROOT
 
 PAGE = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
 ENGINES = (*LOCAL, "remote")
@@ -69,6 +69,13 @@ class Host:
         answer = self.start(**settings)
         assert answer.status_code == 200, answer.text
         return str(answer.json().get("warning", ""))
+
+    def run_long(self, **settings: Any) -> None:
+        """With room for what takes seconds, and nothing kept of it; of `far`, its upstream."""
+        Host(self.url, self.http, "echo" if self.engine == "remote" else self.engine).run(
+            ctx_len=N_CTX, cache_ram_mib=0, cache_disk_mib=0, **settings
+        )
+        self.run(ctx_len=N_CTX, cache_ram_mib=0, cache_disk_mib=0, **settings)
 
     def post(self, path: str = "/v1/completions", **fields: Any) -> httpx.Response:
         prompt = {} if path != "/v1/completions" else {"prompt": "The engines are warm.", "max_tokens": 24}
@@ -338,14 +345,14 @@ def takes_a_draft_model(host: Host) -> str:
 @probe("`priority`, `service_tier`")
 def goes_by_priority(host: Host) -> str:
     """The later one is long: had the earlier one gone first, it would be answered long before."""
-    host.run(n_parallel=1)
-    running = Asked(host.url, host.model, {"prompt": "x", "max_tokens": 1900, "n": 8, "logprobs": 5, **GREEDY})
+    host.run_long(n_parallel=1)
+    running = Asked(host.url, host.model, {"prompt": "x", "max_tokens": 15000, "logprobs": 5, **GREEDY})
     assert caught(host.http, running, "decode", host.model)
     short = {"prompt": "x", "max_tokens": 1, "service_tier": "flex"}
     early = Asked(host.url, host.model, short)
-    before = eventually(lambda: listed(host.http, "queued", host.model), "the first one waits")
+    eventually(lambda: listed(host.http, "queued", host.model), "the first one waits")
     late = Asked(host.url, host.model, {"prompt": "x", "max_tokens": 300, "priority": "interactive", **GREEDY})
-    eventually(lambda: len(listed(host.http, "queued", host.model)) > len(before), "the second one waits")
+    eventually(lambda: len(listed(host.http, "queued", host.model)) == 2, "the second one waits")
     running.leave()
     eventually(early.is_answered, "the first one is answered")
     is_first = late.is_answered()
@@ -360,29 +367,17 @@ def refuses_what_does_not_fit(host: Host) -> str:
     return "yes" if "2048" in error["message"] or "2,048" in error["message"] else "no"
 
 
-def is_ended(host: Host, state: str, fields: dict[str, Any]) -> str:
-    asked = Asked(host.url, host.model, fields)
-    found = caught(host.http, asked, state, host.model)
-    assert found, f"it was answered before it was seen in {state}"
-    assert host.http.delete(f"/v1/requests/{found}").status_code == 200
-    status, answer = asked.answer()
-    eventually(lambda: not listed(host.http), "nothing runs")
-    assert status == 499, answer
-    return "yes" if answer["error"]["code"] == "request_cancelled" else "no"
-
-
 @probe("cancelled while it waits")
 def ends_in_the_queue(host: Host) -> str:
-    full = Asked(host.url, host.model, {"prompt": [[65, 66]] * 64, "max_tokens": 1900, "logprobs": 5, **GREEDY})
+    host.run_long()
+    full = Asked(host.url, host.model, {"prompt": [65, 66], "n": 2, "max_tokens": 15000, "logprobs": 5, **GREEDY})
     assert caught(host.http, full, "decode", host.model)
-    before = set(listed(host.http))
     waiting = Asked(host.url, host.model, {"prompt": "x", "max_tokens": 1})
-    found = eventually(lambda: set(listed(host.http, "queued", host.model)) - before, "it waits").pop()
-    assert host.http.delete(f"/v1/requests/{found}").status_code == 200
-    code = waiting.answer()[1]["error"]["code"]
+    found = eventually(lambda: listed(host.http, "queued", host.model), "it waits").pop()
+    assert delete(host.http, waiting, found), "it was answered, with both slots taken"
     full.leave()
     eventually(lambda: not listed(host.http), "nothing runs")
-    return "yes" if code == "request_cancelled" else "no"
+    return "yes"
 
 
 @probe("cancelled in its prefill")
@@ -393,17 +388,20 @@ def ends_in_its_prefill(host: Host) -> str:
         asked = Asked(host.url, host.model, {"prompt": prompt, "max_tokens": 1, "cache_prompt": False})
         assert caught(host.http, asked, "prefill", "echo"), "it was answered before its prefill was seen"
         [found] = listed(host.http, "", host.model)
-        assert host.http.delete(f"/v1/requests/{found}").status_code == 200
+        assert delete(host.http, asked, found), "its upstream has answered it"
         eventually(lambda: not listed(host.http), "nothing runs, there neither", SOON_S)
-        return "yes" if asked.answer()[1]["error"]["code"] == "request_cancelled" else "no"
-    host.run(n_batch=8)
-    prompts = [[number + 5] * 1900 for number in range(64)]
-    return is_ended(host, "prefill", {"prompt": prompts, "max_tokens": 1, "cache_prompt": False})
+        return "yes"
+    host.run_long(n_parallel=1, n_batch=8)
+    assert_ended_amid_prefill(host.url, host.http, host.model, delete)
+    return "yes"
 
 
 @probe("cancelled while it is decoded")
 def ends_while_it_is_decoded(host: Host) -> str:
-    return is_ended(host, "decode", {"prompt": [[65, 66]] * 64, "max_tokens": 1900, "logprobs": 5, **GREEDY})
+    host.run_long()
+    assert_ended_amid_decode(host.url, host.http, host.model, delete)
+    eventually(lambda: not listed(host.http), "nothing runs, there neither", SOON_S)
+    return "yes"
 
 
 @probe("a `device` that is not there is an error")

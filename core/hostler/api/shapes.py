@@ -265,6 +265,7 @@ def request_item(view: RequestView) -> RequestItem:
         model=view.model,
         state=view.state,
         prompt_tokens=view.prompt_tokens,
+        evaluated_tokens=view.evaluated_tokens,
         completion_tokens=view.completion_tokens,
         age_s=round(view.age_s, 3),
     )

@@ -58,6 +58,8 @@ class RequestItem(Struct, frozen=True, kw_only=True):
     state: str
     """`queued`, `prefill` or `decode`."""
     prompt_tokens: int
+    evaluated_tokens: int
+    """Of the prompt, up to now; with those that are cached. Of `n` answers, the one that went on last."""
     completion_tokens: int
     age_s: float
 
