@@ -7,11 +7,14 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
+from hostler import Pace
 from hostler_llamacpp.aside import Aside
+from hostler_llamacpp.detour import Detour
 
 from .running import GREEDY, Loaded, assert_same_answer, prompt
 
 TOLERANCE = 1e-3
+_is_worth = Detour.is_worth
 TALKING = msgspec.structs.replace(GREEDY, max_tokens=400)
 
 
@@ -44,7 +47,21 @@ def loaded(load: Callable[..., Loaded]) -> Loaded:
 
 @pytest.fixture(autouse=True)
 def worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Aside, "is_worth", staticmethod(lambda n_missing, _n_done: n_missing > 100))
+    monkeypatch.setattr(Aside, "is_long", staticmethod(lambda n_missing, _n_done: n_missing > 100))
+    monkeypatch.setattr(Detour, "is_worth", lambda _self, n_missing, _n_done, _seconds: n_missing > 100)
+
+
+def test_a_prompt_of_a_few_chunks_goes_aside_and_the_more_lies_before_it_the_longer_it_must_be(loaded: Loaded) -> None:
+    pace = Pace(512, 4)
+    pace.learn(0, 500, 1.0)  # 2 ms a token: 10 in a step
+    assert loaded.engine._detour is not None
+    detour = Detour(loaded.engine._detour.aside, loaded.engine._streams, pace)
+
+    def is_worth(n_missing: int, n_done: int) -> bool:
+        return _is_worth(detour, n_missing, n_done, 0.020)
+
+    assert [is_worth(n, 0) for n in (29, 30)] == [False, True]
+    assert [is_worth(n, 6400) for n in (129, 130)] == [False, True]
 
 
 def beside_talk(loaded: Loaded, tokens: list[int], *, cache_prompt: bool):

@@ -4,8 +4,8 @@ Worker process; the engine thread, and a thread of its own that never runs while
 of its own and rows of KV, nothing of requests or of who waits for whom.
 
 Why: a step must not hold up running answers for long, so beside them a prompt goes in chunks of a few tokens. That is where
-llama.cpp is slow on a CPU: at position 1,500 a prompt token costs 4.6 ms in chunks of 16 and 2.8 ms in chunks of 256 (flash
-attention takes another way from 64 tokens on), and more the further it goes. So the chunk stays large and its evaluation is
+llama.cpp is slow on a CPU: at position 1,500 a prompt token costs 4.6 ms in chunks of 16 and 2.8 ms in chunks of 256, at
+position 700 it costs 4.4 ms in chunks of 8 and 2.5 ms in one of 72. So the chunk stays large and its evaluation is
 interrupted instead: llama.cpp calls back behind each piece of a layer (attention, feed-forward), and the thread that evaluates
 waits there until the engine gives it more time.
 
@@ -34,8 +34,8 @@ from hostler_llamacpp.binding import Batch, can_name_tensors, log, tensor_name_o
 from hostler_llamacpp.loading import Loaded
 from hostler_llamacpp.states import Layout, State, StreamMemory
 
-MIN_WORTH = 65_536
-"""Missing tokens times their mean position, from which on a prompt goes aside: 60 ms are gained, 10 ms cost the copies."""
+MIN_LONG = 65_536
+"""Missing tokens times their mean position, from which on a prompt is so long that room is made for it at once."""
 MIN_CHUNK_TOKENS = 128
 PACKING_S = 0.01
 """How long to wait for the packing before the running answers go on."""
@@ -104,9 +104,9 @@ class Aside:
         self._name_offset = 0
 
     @staticmethod
-    def is_worth(n_missing: int, n_done: int) -> bool:
-        """Whether a prompt of which so much is missing behind so much is better evaluated aside."""
-        return n_missing * (n_done + n_missing // 2) >= MIN_WORTH
+    def is_long(n_missing: int, n_done: int) -> bool:
+        """Whether a prompt of which so much is missing behind so much will surely be evaluated aside, should answers run."""
+        return n_missing * (n_done + n_missing // 2) >= MIN_LONG
 
     def begin(self, tokens: np.ndarray, n_done: int, blob: np.ndarray | None, token_s: float) -> bool:
         """Take a prompt.

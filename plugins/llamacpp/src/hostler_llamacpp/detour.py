@@ -14,6 +14,12 @@ from hostler_llamacpp.run import Run
 from hostler_llamacpp.streams import Streams
 
 
+MIN_CHUNKS = 3
+"""A prompt that would be evaluated in so many chunks beside running answers goes aside, where it is one."""
+COPIED_TOKENS = 64
+"""So many tokens that are known already, and are copied there and back, cost about what one gains aside."""
+
+
 class Detour:
     """At most one prompt at a time. What is evaluated aside lies in its stream only once it has come back."""
 
@@ -27,7 +33,7 @@ class Detour:
     def expect(self, run: Run) -> None:
         """A prompt has come: make room for it, if it is long, before it is its turn. Most often the first comes alone, and
         running answers, which would be held up, find it made."""
-        if self.run is None and Aside.is_worth(run.n_missing(), run.n_prompt - run.n_missing()):
+        if self.run is None and Aside.is_long(run.n_missing(), run.n_prompt - run.n_missing()):
             self.aside.has_room(run.n_prompt - 1)
 
     def room_s(
@@ -50,15 +56,20 @@ class Detour:
         if not self.aside.is_usable or (self.run is not None and self.run.sink.is_paused):
             return 0.0
         first = min(waiting, key=Run.turn)
-        if self.run is None and not (not is_alone and self._leaves(first, is_due)):
+        if self.run is None and not (not is_alone and self._leaves(first, seconds, is_due)):
             return 0.0
         return min(seconds, self._pace.prompt_s(n_decoding)) if self.run is first else 0.0
 
-    def _leaves(self, run: Run, is_due: Callable[[Run], bool]) -> bool:
+    def is_worth(self, n_missing: int, n_done: int, seconds: float) -> bool:
+        """Whether a prompt of which so much is missing behind so much is better evaluated aside than in chunks of so many
+        seconds."""
+        return n_missing >= MIN_CHUNKS * self._pace.tokens_in(seconds) + n_done // COPIED_TOKENS
+
+    def _leaves(self, run: Run, seconds: float, is_due: Callable[[Run], bool]) -> bool:
         """Have a prompt evaluated aside from now on, if that is worth it."""
-        if not Aside.is_worth(run.n_missing(), run.n_prompt - run.n_missing()):
+        if not self.is_worth(run.n_missing(), run.n_prompt - run.n_missing(), seconds):
             return False
-        if not is_due(run) or not Aside.is_worth(run.n_missing(), run.n_done):
+        if not is_due(run) or not self.is_worth(run.n_missing(), run.n_done, seconds):
             return False
         assert run.stream is not None
         blob = self._streams.memory.save(run.stream.number) if run.n_done else None
