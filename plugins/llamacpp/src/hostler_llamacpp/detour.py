@@ -13,7 +13,6 @@ from hostler_llamacpp.aside import Aside
 from hostler_llamacpp.run import Run
 from hostler_llamacpp.streams import Streams
 
-
 MIN_CHUNKS = 3
 """A prompt that would be evaluated in so many chunks beside running answers goes aside, where it is one."""
 COPIED_TOKENS = 64
