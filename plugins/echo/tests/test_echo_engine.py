@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from hostler import (
@@ -144,6 +145,52 @@ def test_truncation_keeps_the_text_right_at_any_temperature(write_model: WriteMo
     params = SamplingParams(temperature=2.0, seed=1, **truncation)
 
     assert ask(load(write_model()), "the very same letters", params).text == "the very same letters"
+
+
+@pytest.mark.parametrize("penalty", [{"frequency_penalty": 2.0}, {"presence_penalty": 3.0}, {"repeat_penalty": 30.0}], ids=str)
+def test_a_penalty_drives_letters_out_that_were_said_before(write_model: WriteModel, penalty: dict[str, float]) -> None:
+    engine = load(write_model())
+
+    assert ask(engine, "oooo", SamplingParams(temperature=0, **penalty)).text != "oooo"
+    assert ask(engine, "oooo", SamplingParams(temperature=0, repeat_last_n=0, **penalty)).text == "oooo"
+    assert ask(engine, "é世🚂" * 9, SamplingParams(temperature=0, **penalty)).text == "é世🚂" * 9
+
+
+@pytest.mark.parametrize(
+    ("calm", "is_always_right"),
+    [
+        ({"typ_p": 0.5}, True),
+        ({"mirostat": 1, "mirostat_tau": 0.1}, True),
+        ({"mirostat": 2, "mirostat_tau": 0.1}, True),
+        ({"dynatemp_range": 0.9}, False),
+    ],
+    ids=str,
+)
+def test_typical_mirostat_and_a_range_of_temperatures_keep_more_letters_right(
+    write_model: WriteModel, calm: dict[str, Any], is_always_right: bool
+) -> None:
+    engine = load(write_model())
+    usual = SamplingParams(temperature=1.0, top_p=1.0, min_p=0.0, seed=3)
+
+    n_wrong = [
+        sum(said != "o" for said in ask(engine, "o" * 200, params).text)
+        for params in (usual, msgspec.structs.replace(usual, **calm))
+    ]
+
+    assert n_wrong[1] < n_wrong[0]
+    assert not is_always_right or n_wrong[1] <= 3
+
+
+def test_mirostat_surprises_as_much_as_it_is_told_to(write_model: WriteModel) -> None:
+    engine = load(write_model(n_ctx=10000), ctx_len=8000)
+    usual = SamplingParams(temperature=2.0, top_p=1.0, min_p=0.0, seed=3, max_tokens=3000, mirostat=2)
+
+    n_wrong = [
+        sum(said != "o" for said in ask(engine, "o" * 3000, params, n_ctx=8000).text)
+        for params in (msgspec.structs.replace(usual, mirostat_tau=tau) for tau in (0.3, 1.0, 4.0))
+    ]
+
+    assert n_wrong == sorted(set(n_wrong))
 
 
 def test_characters_beyond_ascii_never_go_wrong(write_model: WriteModel) -> None:

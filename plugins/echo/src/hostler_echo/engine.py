@@ -240,7 +240,7 @@ class _Slot:
         params = self.sequence.params
         self.manners = manners
         self._answer, self._pieces = answer, [piece_of(token) for token in answer]
-        self._sampler = Sampler(params) if Sampler.is_needed(params) else None
+        self._sampler = Sampler(params, self._prompt) if Sampler.is_needed(params) else None
         self._constraint = self.sequence.constraint
         self._is_plain = self._sampler is None and manners.is_good and self._constraint is None
         self._is_endless = bool(answer) and (manners.flood or params.ignore_eos)
