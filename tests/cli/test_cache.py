@@ -5,29 +5,12 @@ from __future__ import annotations
 import json
 from array import array
 
-import pytest
-from click.testing import CliRunner
-
-from hostler.cli import cli
 from hostler.config import load_settings
 from hostler.keptprefixes import kept_prefixes, write_model_id
 from hostler.prefixfiles import PrefixFiles, prefix_id
+from support.cli import run
 
 DEADLINE_S = 60
-
-
-@pytest.fixture
-def home(tmp_path):
-    (tmp_path / "parrot.echo").write_text("{}")
-    path = tmp_path / "home"
-    run(path, "import", str(tmp_path / "parrot.echo"))
-    return path
-
-
-def run(home, *arguments, code=0):
-    done = CliRunner().invoke(cli, ["--home", str(home), *arguments])
-    assert done.exit_code == code, done.output
-    return done
 
 
 def keep(home, model, n_bytes):

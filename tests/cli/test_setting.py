@@ -6,25 +6,10 @@ import json
 
 import click
 import pytest
-from click.testing import CliRunner
 
-from hostler.cli import cli
 from hostler.cli.setting import read_changes
 from hostler.library.manifest import read_manifest
-
-
-@pytest.fixture
-def home(tmp_path):
-    (tmp_path / "parrot.echo").write_text("{}")
-    path = tmp_path / "home"
-    run(path, "import", str(tmp_path / "parrot.echo"))
-    return path
-
-
-def run(home, *arguments, code=0):
-    done = CliRunner().invoke(cli, ["--home", str(home), *arguments])
-    assert done.exit_code == code, done.output
-    return done
+from support.cli import run
 
 
 def kept(home):

@@ -10,9 +10,7 @@ import pytest
 from hostler.config import load_settings
 from hostler.plugins import get_plugins
 from hostler.runtime import Runtime
-from support.runs import (
-    MakeRuntime,
-)
+from support.runs import MakeRuntime
 
 
 @pytest.fixture

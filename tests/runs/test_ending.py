@@ -18,9 +18,7 @@ from hostler.errors import (
     ThreadNotFound,
 )
 from hostler.liverun import LiveRun, TextDelta
-from hostler.records.objects import (
-    ACTIVE_RUN,
-)
+from hostler.records.objects import ACTIVE_RUN
 from hostler.runtime import Runtime
 from support.runs import (
     DEADLINE_S,
