@@ -8,27 +8,13 @@ import msgspec
 import pytest
 
 from hostler import (
-    ContextLengthExceeded,
-    EngineFailed,
     FinishReason,
-    InvalidRequest,
     SamplingParams,
 )
 
 from .running import GREEDY, Loaded, assert_same_answer, prompt
 
 TOLERANCE = 1e-3
-
-
-def test_end_token_ends_the_answer_and_ignore_eos_goes_on(llama: Loaded) -> None:
-    forced = SamplingParams(temperature=0, seed=1, max_tokens=5, logit_bias={2: 100.0})
-
-    ended = llama.answer(prompt(10, 1), forced)
-    ignored = llama.answer(prompt(10, 1), msgspec.structs.replace(forced, ignore_eos=True))
-
-    assert (ended.reason, ended.token_ids, ended.is_ended_by_engine) == (FinishReason.STOP, [], True)
-    assert len(ignored.token_ids) == 5
-    assert 2 not in ignored.token_ids
 
 
 def test_many_at_once_say_what_each_says_alone(load: Callable[..., Loaded]) -> None:
@@ -41,23 +27,6 @@ def test_many_at_once_say_what_each_says_alone(load: Callable[..., Loaded]) -> N
 
     for one, other in zip(alone, together, strict=True):
         assert_same_answer(one, other, TOLERANCE)
-
-
-def test_running_answers_get_a_token_in_every_step_of_a_long_prefill(llama: Loaded) -> None:
-    talking = llama.sequence(prompt(10, 3), msgspec.structs.replace(GREEDY, max_tokens=100))
-    long = llama.sequence(prompt(450, 4))
-    driver = llama.driver()
-    driver.add(talking)
-    driver.step_until(lambda: len(talking.token_ids) >= 2)
-    driver.add(long)
-
-    while not long.token_ids:
-        n_before = len(talking.token_ids)
-        driver.step()
-        assert len(talking.token_ids) == n_before + 1
-
-    assert len(long.prefilled_counts) >= 450 / 64
-    driver.cancel_all()
 
 
 def test_a_prompt_alone_leaves_no_crumb_for_a_step_of_its_own(llama: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,46 +88,6 @@ def test_slots_are_free_again_after_cancel_in_each_phase(llama: Loaded) -> None:
     assert not any(stream.is_active for stream in llama.engine._streams.all)
 
 
-def test_cancelled_prefill_leaves_its_prefix_for_the_next(llama: Loaded) -> None:
-    tokens = prompt(300, 10)
-    sequence = llama.sequence(tokens)
-    driver = llama.driver()
-    driver.add(sequence)
-    driver.step_until(lambda: sequence.n_prefilled >= 128)
-    driver.cancel(sequence)
-
-    again = llama.answer(tokens)
-
-    assert again.n_cached == sequence.n_prefilled
-    assert_same_answer(llama.answer(tokens, cache_prompt=False), again, TOLERANCE)
-
-
-@pytest.mark.parametrize("tokens", [[], [1] * 512, [1] * 5000])
-def test_prompt_that_does_not_fit_is_refused(llama: Loaded, tokens: list[int]) -> None:
-    with pytest.raises((InvalidRequest, ContextLengthExceeded)) as caught:
-        llama.engine.add(llama.sequence(tokens))
-
-    assert str(len(tokens) or "no tokens") in str(caught.value)
-    assert llama.engine._runs == {}
-
-
-def test_prompt_with_a_foreign_token_is_refused(llama: Loaded) -> None:
-    with pytest.raises(InvalidRequest, match="token 999999 at place 1"):
-        llama.engine.add(llama.sequence([5, 999_999]))
-
-    assert llama.engine._runs == {}
-
-
-def test_more_sequences_than_slots_are_refused(llama: Loaded) -> None:
-    driver = llama.driver()
-    for seed in range(3):
-        driver.add(llama.sequence(prompt(5, seed)))
-
-    with pytest.raises(EngineFailed, match="3 slots"):
-        llama.engine.add(llama.sequence(prompt(5, 9)))
-    driver.cancel_all()
-
-
 def test_sink_that_forgets_the_context_is_ended_with_an_error(llama: Loaded) -> None:
     """The sink counts the context; should it not, the engine must not write past the stream."""
     sequence = llama.sequence(prompt(500, 11), msgspec.structs.replace(GREEDY, max_tokens=1000))
@@ -168,43 +97,6 @@ def test_sink_that_forgets_the_context_is_ended_with_an_error(llama: Loaded) -> 
     assert sequence.reason is FinishReason.ERROR
     assert "512" in sequence.message
     assert len(sequence.token_ids) == 13
-
-
-def test_one_sequences_broken_logits_do_not_end_the_others(llama: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, other = llama.sequence(prompt(10, 12)), llama.sequence(prompt(10, 13))
-    driver = llama.driver()
-    driver.add(one)
-    driver.add(other)
-    driver.step_until(lambda: bool(one.token_ids and other.token_ids))
-
-    def fail(*_: object) -> None:
-        raise EngineFailed("the model computed no valid probabilities")
-
-    monkeypatch.setattr(llama.engine._runs[one.id].sampler, "pick", fail)
-    driver.run()
-
-    assert (one.reason, one.message) == (FinishReason.ERROR, "the model computed no valid probabilities")
-    assert (other.reason, len(other.token_ids)) == (FinishReason.LENGTH, 16)
-
-
-@pytest.mark.parametrize(
-    "params",
-    [
-        SamplingParams(seed=3, max_tokens=30),
-        SamplingParams(seed=3, max_tokens=30, top_k=40),
-        SamplingParams(seed=3, max_tokens=30, top_p=1.0, min_p=0.0),
-        SamplingParams(seed=3, max_tokens=30, mirostat=2),
-        SamplingParams(seed=3, max_tokens=30, temperature=0, frequency_penalty=1.0),
-    ],
-)
-def test_a_seed_repeats_the_answer(llama: Loaded, params: SamplingParams) -> None:
-    tokens = prompt(20, 14)
-
-    first = llama.answer(tokens, params, cache_prompt=False)
-    llama.answer(prompt(20, 15), params)
-    second = llama.answer(tokens, params, cache_prompt=False)
-
-    assert first.token_ids == second.token_ids
 
 
 def test_top_k_of_one_is_greedy(llama: Loaded) -> None:

@@ -8,29 +8,13 @@ import msgspec
 import pytest
 
 from hostler import (
-    ContextLengthExceeded,
-    EngineFailed,
     FinishReason,
-    InvalidRequest,
-    SamplingParams,
     UnsupportedParameter,
 )
-from hostler_onnxgenai.tinymodel import END
 
 from .running import GREEDY, Loaded, assert_same_answer, prompt
 
 TOLERANCE = 1e-3
-
-
-def test_end_token_ends_the_answer_and_ignore_eos_goes_on(llama: Loaded) -> None:
-    forced = SamplingParams(temperature=0, seed=1, max_tokens=5, logit_bias={END: 100.0})
-
-    ended = llama.answer(prompt(10, 1), forced)
-    ignored = llama.answer(prompt(10, 1), msgspec.structs.replace(forced, ignore_eos=True))
-
-    assert (ended.reason, ended.token_ids, ended.is_ended_by_engine) == (FinishReason.STOP, [], True)
-    assert len(ignored.token_ids) == 5
-    assert END not in ignored.token_ids
 
 
 @pytest.mark.parametrize("backend", ["session", "generators"])
@@ -62,23 +46,6 @@ def test_answers_of_all_lengths_coming_and_going_do_not_mix(load: Callable[..., 
 
     for one, other in zip(alone, together, strict=True):
         assert_same_answer(one, other, TOLERANCE)
-
-
-def test_running_answers_get_a_token_in_every_step_of_a_long_prefill(llama: Loaded) -> None:
-    talking = llama.sequence(prompt(10, 3), msgspec.structs.replace(GREEDY, max_tokens=100))
-    long = llama.sequence(prompt(450, 4))
-    driver = llama.driver()
-    driver.add(talking)
-    driver.step_until(lambda: len(talking.token_ids) >= 2)
-    driver.add(long)
-
-    while not long.token_ids:
-        n_before = len(talking.token_ids)
-        driver.step()
-        assert len(talking.token_ids) == n_before + 1
-
-    assert len(long.prefilled_counts) >= 450 / 64
-    driver.cancel_all()
 
 
 def test_a_late_request_is_answered_in_the_step_its_prompt_is_complete(llama: Loaded) -> None:
@@ -175,51 +142,11 @@ def test_a_running_ones_beginning_is_copied_and_it_goes_on(load: Callable[..., L
     assert_same_answer(loaded.answer(late.tokens, cache_prompt=False), late, TOLERANCE)
 
 
-def test_cancelled_prefill_keeps_what_it_evaluated(llama: Loaded) -> None:
-    tokens = prompt(400, 9)
-    sequence = llama.sequence(tokens)
-    driver = llama.driver()
-    driver.add(sequence)
-    driver.step_until(lambda: sequence.n_prefilled >= 128)
-    driver.cancel(sequence)
-
-    again = llama.answer(tokens)
-
-    assert again.n_cached == sequence.n_prefilled
-    assert_same_answer(llama.answer(tokens, cache_prompt=False), again, TOLERANCE)
-
-
 def test_nothing_is_kept_without_caching(load: Callable[..., Loaded]) -> None:
     loaded = load(caching_enabled=False)
     loaded.answer(prompt(100, 10))
 
     assert loaded.answer(prompt(100, 10)).n_cached == 0
-
-
-@pytest.mark.parametrize("tokens", [[], [1] * 512, [1] * 5000])
-def test_prompt_that_does_not_fit_is_refused(llama: Loaded, tokens: list[int]) -> None:
-    with pytest.raises((InvalidRequest, ContextLengthExceeded)) as caught:
-        llama.engine.add(llama.sequence(tokens))
-
-    assert str(len(tokens) or "no tokens") in str(caught.value)
-    assert llama.engine._runs == {}
-
-
-def test_prompt_with_a_foreign_token_is_refused(llama: Loaded) -> None:
-    with pytest.raises(InvalidRequest, match="token 999999 at place 1"):
-        llama.engine.add(llama.sequence([5, 999_999]))
-
-    assert llama.engine._runs == {}
-
-
-def test_more_sequences_than_slots_are_refused(llama: Loaded) -> None:
-    driver = llama.driver()
-    for seed in range(3):
-        driver.add(llama.sequence(prompt(5, seed)))
-
-    with pytest.raises(EngineFailed, match="3 slots"):
-        llama.engine.add(llama.sequence(prompt(5, 9)))
-    driver.cancel_all()
 
 
 def test_sink_that_forgets_the_context_is_ended_with_an_error(llama: Loaded) -> None:
@@ -233,47 +160,9 @@ def test_sink_that_forgets_the_context_is_ended_with_an_error(llama: Loaded) -> 
     assert len(sequence.token_ids) == 12
 
 
-def test_one_sequences_broken_logits_do_not_end_the_others(llama: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, other = llama.sequence(prompt(10, 12)), llama.sequence(prompt(10, 13))
-    driver = llama.driver()
-    driver.add(one)
-    driver.add(other)
-    driver.step_until(lambda: bool(one.token_ids and other.token_ids))
-
-    def fail(*_: object) -> None:
-        raise EngineFailed("the model computed no valid probabilities")
-
-    monkeypatch.setattr(llama.engine._runs[one.id].sampler, "pick", fail)
-    driver.run()
-
-    assert (one.reason, one.message) == (FinishReason.ERROR, "the model computed no valid probabilities")
-    assert (other.reason, len(other.token_ids)) == (FinishReason.LENGTH, 16)
-
-
 def test_embeddings_are_refused(llama: Loaded) -> None:
     with pytest.raises(UnsupportedParameter):
         llama.engine.embed([[1, 2]])
-
-
-@pytest.mark.parametrize(
-    "params",
-    [
-        SamplingParams(seed=3, max_tokens=30),
-        SamplingParams(seed=3, max_tokens=30, top_k=40),
-        SamplingParams(seed=3, max_tokens=30, top_p=1.0, min_p=0.0),
-        SamplingParams(seed=3, max_tokens=30, typ_p=0.8),
-        SamplingParams(seed=3, max_tokens=30, mirostat=2),
-        SamplingParams(seed=3, max_tokens=30, temperature=0, frequency_penalty=1.0),
-    ],
-)
-def test_a_seed_repeats_the_answer(llama: Loaded, params: SamplingParams) -> None:
-    tokens = prompt(20, 14)
-
-    first = llama.answer(tokens, params, cache_prompt=False)
-    llama.answer(prompt(20, 15), params)
-    second = llama.answer(tokens, params, cache_prompt=False)
-
-    assert first.token_ids == second.token_ids
 
 
 def test_both_backends_say_the_same(load: Callable[..., Loaded]) -> None:
