@@ -67,7 +67,17 @@ class ScriptedMemory:
             return last, last
         return (self._oldest[number] if self._window else self._starts[number]), last
 
-    def save(self, number: int) -> np.ndarray:
+    def size(self, number: int) -> int:
+        return len(self.save(number))
+
+    def save(self, number: int, room: np.ndarray | None = None) -> np.ndarray:
+        data = self._state(number)
+        if room is None:
+            return data
+        room[: len(data)] = data
+        return room[: len(data)]
+
+    def _state(self, number: int) -> np.ndarray:
         tokens, start = self.tokens[number], self._starts[number]
         n = len(tokens)
         if self._is_recurrent:

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hostler_llamacpp.prefixes import Prefixes
+from hostler_llamacpp.salvage import MIN_BYTES
 from hostler_llamacpp.streams import Stream, Streams
 
 from .scripted_memory import ScriptedFiles, ScriptedMemory
@@ -21,9 +22,10 @@ KINDS = {"plain": {}, "window": {"window": 24}, "recurrent": {"is_recurrent": Tr
 class Machine:
     """Streams over a scripted memory, driven as the engine drives them."""
 
-    def __init__(self, kind: str, ram_bytes: int, *, has_disk: bool) -> None:
+    def __init__(self, kind: str, ram_bytes: int, *, has_disk: bool, min_salvaged_bytes: int = MIN_BYTES) -> None:
         self.kind = kind
         self.ram_bytes = ram_bytes
+        self.min_salvaged_bytes = min_salvaged_bytes
         self.files = ScriptedFiles() if has_disk else None
         self.prompts: dict[Stream, np.ndarray] = {}
         self.n_reused = 0
@@ -34,7 +36,13 @@ class Machine:
         prefixes = Prefixes(self.memory.layout(), ram_bytes=self.ram_bytes, files=self.files)
         window = KINDS[self.kind].get("window", 0)
         self.streams = Streams(
-            self.memory, N_STREAMS, N_CTX, n_swa=window, can_roll_back=self.kind != "recurrent", prefixes=prefixes
+            self.memory,
+            N_STREAMS,
+            N_CTX,
+            n_swa=window,
+            can_roll_back=self.kind != "recurrent",
+            prefixes=prefixes,
+            min_salvaged_bytes=self.min_salvaged_bytes,
         )
 
     # -- what happens -----------------------------------------------------------------------------------------------
@@ -77,6 +85,10 @@ class Machine:
         if (stream := self.running(a)) is not None:
             del self.prompts[stream]
             self.streams.release(stream)
+
+    def between_steps(self, _a: int, _b: int) -> None:
+        self.streams._salvage.wait()  # or it would be chance what follows
+        self.streams.advance()
 
     def wait(self, a: int, b: int) -> None:
         """A prompt waits for what another one evaluates."""
@@ -150,9 +162,13 @@ class Machine:
                     assert whole[node.start : node.end] == node.tokens.tolist(), "a file of other tokens"
 
 
-OPERATIONS = (Machine.add, Machine.prefill, Machine.prefill, Machine.decode, Machine.end, Machine.wait, Machine.swap)
+OPERATIONS = (
+    *(Machine.add, Machine.prefill, Machine.prefill, Machine.decode, Machine.end, Machine.wait, Machine.swap),
+    *(Machine.between_steps, Machine.between_steps),
+)
 
 
+@pytest.mark.parametrize("min_salvaged_bytes", [MIN_BYTES, 0])
 @pytest.mark.parametrize("kind", list(KINDS))
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
@@ -161,9 +177,9 @@ OPERATIONS = (Machine.add, Machine.prefill, Machine.prefill, Machine.decode, Mac
     steps=st.lists(st.tuples(st.integers(0, 39), st.integers(0, 99), st.integers(0, 99)), min_size=10, max_size=60),
 )
 def test_whatever_happens_no_cell_is_lost_or_owned_twice(
-    kind: str, ram_bytes: int, has_disk: bool, steps: list[tuple[int, int, int]]
+    kind: str, min_salvaged_bytes: int, ram_bytes: int, has_disk: bool, steps: list[tuple[int, int, int]]
 ) -> None:
-    machine = Machine(kind, ram_bytes, has_disk=has_disk)
+    machine = Machine(kind, ram_bytes, has_disk=has_disk, min_salvaged_bytes=min_salvaged_bytes)
 
     for what, a, b in steps:
         if what < 38:
@@ -190,7 +206,7 @@ def test_the_machine_above_reuses_a_lot(kind: str) -> None:
     """Or it would prove nothing."""
     machine = Machine(kind, 10_000_000, has_disk=True)
     random = np.random.default_rng(1)
-    for _ in range(600):
+    for _ in range(800):
         a, b = (int(value) for value in random.integers(0, 100, 2))
         OPERATIONS[int(random.integers(len(OPERATIONS)))](machine, a, b)
         machine.check()

@@ -352,6 +352,7 @@ class LlamaCppEngine:
                 decoding = []
         if not decoding and not chunks:
             if detour is None or not aside_s:
+                self._streams.settle()
                 return False
             detour.go_on(waiting, aside_s)
             return True
@@ -377,6 +378,7 @@ class LlamaCppEngine:
             self._sample(rows)
         if aside_s and detour is not None and detour.run is not None:
             detour.go_on(waiting, aside_s)
+        self._streams.advance()
         return True
 
     def _is_prefix_coming(self, run: Run, waiting: list[Run]) -> bool:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hostler import PrefixFiles, PrefixNode, PrefixTree, prefix_id
-from hostler_llamacpp.states import Layout, Rows, State, payload_of, rows_in
+from hostler_llamacpp.states import Layout, Rows, State, TakenRows, payload_of, rows_in
 
 MIN_KEPT_TOKENS = 16
 """Fewer new ones are not worth a checkpoint or a file: they are evaluated again."""
@@ -205,7 +205,7 @@ class Prefixes:
             return True
         return any((node.n_uses or node.pinned_at) and node.end >= MIN_KEPT_TOKENS for node in fresh)
 
-    def save(self, state: State, leaf: PrefixNode, *, stores: bool, stays: Sequence[PrefixNode] = ()) -> None:
+    def save(self, state: State | TakenRows, leaf: PrefixNode, *, stores: bool, stays: Sequence[PrefixNode] = ()) -> None:
         """Keep what a stream holds, as far as it is not kept yet and there is room, and write it to disk where that is wanted.
 
         Args:
@@ -227,7 +227,9 @@ class Prefixes:
             self.store(leaf, state)
         self.tree.prune(leaf)
 
-    def _keep(self, node: PrefixNode, stays: Sequence[PrefixNode], state: State, checkpoint: np.ndarray | None) -> None:
+    def _keep(
+        self, node: PrefixNode, stays: Sequence[PrefixNode], state: State | TakenRows, checkpoint: np.ndarray | None
+    ) -> None:
         """Copy a node's rows to host memory; as many as there is room for."""
         if not self.has_ram:
             return
@@ -237,20 +239,20 @@ class Prefixes:
             if self.is_exact_anywhere:
                 self._keep_beginning(node, stays, state)
             return
-        rows = Rows.taken_from(state, node.start, node.end) if node.kept is None else Rows(node.kept.chunks)
+        rows = state.rows(node.start, node.end) if node.kept is None else Rows(node.kept.chunks)
         if checkpoint is not None:
             rows.checkpoint = checkpoint.copy()
             self.tree.use_checkpoint(node)
         self.tree.keep(node, rows)
 
-    def _keep_beginning(self, node: PrefixNode, stays: Sequence[PrefixNode], state: State) -> None:
+    def _keep_beginning(self, node: PrefixNode, stays: Sequence[PrefixNode], state: State | TakenRows) -> None:
         n_staying = sum(one.kept.n_bytes for one in set(stays) if one.kept is not None)
         n_fitting = (self.tree.budget_bytes - n_staying) // self.layout.token_bytes
         if node.kept is None and MIN_KEPT_TOKENS <= n_fitting < len(node.tokens):
             upper = self.tree.split(node, n_fitting)
             n_bytes = n_fitting * self.layout.token_bytes
             if self.tree.make_room(n_bytes, [upper, *stays], for_pinned=upper.pinned_at > 0):
-                self.tree.keep(upper, Rows.taken_from(state, upper.start, upper.end))
+                self.tree.keep(upper, state.rows(upper.start, upper.end))
 
     # -- disk -----------------------------------------------------------------------------------------------------------
 
@@ -260,7 +262,7 @@ class Prefixes:
         if nodes and self.is_worth_storing(nodes):
             self.store(nodes[-1], None)
 
-    def store(self, leaf: PrefixNode, state: State | None) -> None:
+    def store(self, leaf: PrefixNode, state: State | TakenRows | None) -> None:
         """Write a path to disk, as far as it can be gone on from.
 
         Args:
@@ -308,13 +310,13 @@ class Prefixes:
                     one.stored = run
             parent_id, start, waiting = name, node.end, []
 
-    def _rows_of(self, node: PrefixNode, state: State | None) -> Rows | None:
+    def _rows_of(self, node: PrefixNode, state: State | TakenRows | None) -> Rows | None:
         if node.kept is not None:
             return Rows(node.kept.chunks)
         if not self.layout.token_bytes:
             return Rows([])
         if state is not None and node.start >= state.start and node.end <= state.start + state.n_rows:
-            return Rows.taken_from(state, node.start, node.end)
+            return state.rows(node.start, node.end)
         if node.stored is None:
             return None
         read: dict[str, Rows] = {}

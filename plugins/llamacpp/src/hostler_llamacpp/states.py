@@ -25,6 +25,7 @@ import ctypes
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import llama_cpp as llama
 import numpy as np
@@ -35,6 +36,25 @@ from hostler_llamacpp.binding import short
 CHUNK_TOKENS = 64
 """Rows are kept in pieces of so many tokens: what a fork in the middle of one copies."""
 _CELL_BYTES = 12
+
+
+class Memory(Protocol):
+    """See StreamMemory; tests script it."""
+
+    def cut(self, number: int, start: int, end: int) -> bool:
+        """Take positions out of a stream."""
+
+    def positions(self, number: int) -> tuple[int, int]:
+        """The smallest and the largest position."""
+
+    def size(self, number: int) -> int:
+        """Bytes of a stream's state."""
+
+    def save(self, number: int, room: np.ndarray | None = None) -> np.ndarray:
+        """A stream's state."""
+
+    def restore(self, number: int, data: np.ndarray) -> bool:
+        """Put it back."""
 
 
 class StreamMemory:
@@ -55,10 +75,18 @@ class StreamMemory:
             int(short.llama_memory_seq_pos_max(self._memory, number)),
         )
 
-    def save(self, number: int) -> np.ndarray:
-        """A stream's state: uint8, to be used up before the next call."""
-        size: int = llama.llama_state_seq_get_size(self._context, number)
-        data = np.empty(size, np.uint8)
+    def size(self, number: int) -> int:
+        """Bytes of a stream's state."""
+        return int(llama.llama_state_seq_get_size(self._context, number))
+
+    def save(self, number: int, room: np.ndarray | None = None) -> np.ndarray:
+        """A stream's state.
+
+        Args:
+            room: Memory for it, uint8; too little, or None: it gets its own.
+        """
+        size = self.size(number)
+        data = room if room is not None and len(room) >= size else np.empty(size, np.uint8)
         written: int = llama.llama_state_seq_get_data(self._context, _bytes_at(data), size, number)
         if written == 0:
             raise EngineFailed(f"llama.cpp could not save the state of stream {number}")
@@ -96,6 +124,10 @@ class State:
     """For each band uint8, (n_parts, n_rows, row_bytes), by position; views of the blob."""
     checkpoint: np.ndarray
     """What is good at the end alone: uint8; empty in caches that keep every position."""
+
+    def rows(self, start: int, end: int) -> Rows:
+        """Those of positions `start` to `end`, copied."""
+        return Rows.taken_from(self, start, end)
 
 
 class Layout:
@@ -386,6 +418,21 @@ class Rows:
     def drop_checkpoint(self) -> None:
         """See Kept."""
         self.checkpoint = None
+
+
+@dataclass(frozen=True)
+class TakenRows:
+    """A state whose rows were copied out of its blob; what is taken of it is not copied again, but where chunks are cut."""
+
+    start: int
+    n_rows: int
+    checkpoint: np.ndarray
+    own: Rows
+
+    def rows(self, start: int, end: int) -> Rows:
+        """See State; each at most once, since they are kept as they are."""
+        behind = self.own.split(start - self.start)[1]
+        return behind.split(end - start)[0]
 
 
 # -- on disk --------------------------------------------------------------------------------------------------------------

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 
 from hostler import Cache, EngineFailed, PrefixNode, choose_cache
+from hostler_llamacpp import salvage
 from hostler_llamacpp.prefixes import Prefixes
+from hostler_llamacpp.salvage import Salvage
+from hostler_llamacpp.states import Memory, TakenRows
 
 _COPY_RATIO = 100
 """Evaluating a token costs at least so many times what copying one does (measured: over 1000)."""
@@ -33,22 +35,6 @@ CHECKPOINT_TOKENS = 1024
 """A long prompt of a model that cannot go back gets a checkpoint every so many tokens."""
 MIN_CHECKPOINT_TOKENS = 32
 """No checkpoint nearer to the one before."""
-
-
-class Memory(Protocol):
-    """See states.StreamMemory; tests script it."""
-
-    def cut(self, number: int, start: int, end: int) -> bool:
-        """Take positions out of a stream."""
-
-    def positions(self, number: int) -> tuple[int, int]:
-        """The smallest and the largest position."""
-
-    def save(self, number: int) -> np.ndarray:
-        """A stream's state."""
-
-    def restore(self, number: int, data: np.ndarray) -> bool:
-        """Put it back."""
 
 
 class Stream(Cache):
@@ -81,7 +67,15 @@ class Streams:
     """All streams of a context. Idle ones keep what their last sequence left."""
 
     def __init__(
-        self, memory: Memory, n_streams: int, n_ctx: int, *, n_swa: int, can_roll_back: bool, prefixes: Prefixes
+        self,
+        memory: Memory,
+        n_streams: int,
+        n_ctx: int,
+        *,
+        n_swa: int,
+        can_roll_back: bool,
+        prefixes: Prefixes,
+        min_salvaged_bytes: int = salvage.MIN_BYTES,
     ) -> None:
         """Start with empty streams.
 
@@ -92,9 +86,12 @@ class Streams:
             n_swa: Sliding window; 0: none.
             can_roll_back: False for recurrent models, whose state cannot go back to an earlier token.
             prefixes: What outlives them; may be replaced as long as nothing lies in the streams.
+            min_salvaged_bytes: Replaced in tests.
         """
         self.memory = memory
         self.prefixes = prefixes
+        self._salvage = Salvage(memory)
+        self._min_salvaged_bytes = min_salvaged_bytes
         self._n_swa = n_swa
         self._can_roll_back = can_roll_back
         self._clock = 0
@@ -132,6 +129,7 @@ class Streams:
         if is_restored:
             stream = min((stream for stream in self.all if not stream.is_active), key=self._victim_rank)
         stream.is_active, stream.is_shared = True, may_reuse
+        self._salvage.forget(stream)
         if is_restored:
             n_keep = self._restore(stream, prompt, n_known, nodes)
         elif n_keep and source is None:
@@ -166,17 +164,50 @@ class Streams:
                     last = place
 
     def release(self, stream: Stream) -> None:
-        """Give a stream back; what lies in it stays until its place is needed, or goes at once where it is not shared."""
+        """Give a stream back; what lies in it stays until its place is needed, or goes at once where it is not shared. What is
+        worth a file is written: at once when no other runs, else beside them, so that they are not held up."""
         stream.is_active = False
         stream.stops = []
         self._clock += 1
         stream.last_used = self._clock
-        if not stream.is_shared:
+        if stream.is_shared:
+            leaf = self.prefixes.tree.hold(stream, stream.tokens)
+            if self.prefixes.is_worth_storing(leaf.path()):
+                self._salvage.add(stream)
+                if stream.n_tokens * self.prefixes.layout.token_bytes < self._min_salvaged_bytes:
+                    self._save_owed(stream)
+        else:
             self._clear(stream)
-            return
+        if not any(other.is_active for other in self.all):
+            self.settle()
+
+    def advance(self) -> None:
+        """Between two steps: go on saving what streams were given back with beside running ones."""
+        if self._salvage.is_at_work:
+            self._keep_saved(self._salvage.advance(self.prefixes.layout, self._n_saved))
+
+    def settle(self) -> None:
+        """Save all of that now: nobody is held up by it."""
+        if self._salvage.is_at_work:
+            self._keep_saved(self._salvage.finish())
+            for stream in self._salvage.give_up():
+                self._save_owed(stream)
+
+    def _save_owed(self, stream: Cache) -> None:
+        self._salvage.forget(stream)
         leaf = self.prefixes.tree.hold(stream, stream.tokens)
         if self.prefixes.is_worth_storing(leaf.path()):
             self._save(stream, leaf, stores=True)
+
+    def _n_saved(self, tokens: np.ndarray) -> int:
+        # Without host memory what is saved lies in files, which are not read for it.
+        return self.prefixes.n_saved(self.prefixes.tree.find(tokens)[0]) if self.prefixes.has_ram else 0
+
+    def _keep_saved(self, saved: tuple[np.ndarray, TakenRows] | None, stays: Sequence[PrefixNode] = ()) -> None:
+        if saved is not None:
+            tokens, rows = saved
+            leaf = self.prefixes.tree.reach(tokens)
+            self.prefixes.save(rows, leaf, stores=self.prefixes.is_worth_storing(leaf.path()), stays=stays)
 
     def coming(self, prompt: np.ndarray) -> dict[Stream, int]:
         """How many tokens of a prompt each stream will hold once its own prompt is evaluated; those that will hold none are
@@ -248,6 +279,7 @@ class Streams:
         """Write to disk what is worth it and lies only in host memory or in streams."""
         until = time.monotonic() + timeout_s
         prefixes = self.prefixes
+        self._keep_saved(self._salvage.finish())
         if not prefixes.has_files:
             return
         prefixes.store_all(until)
@@ -323,6 +355,8 @@ class Streams:
         prefixes = self.prefixes
         if not prefixes.has_room or stream.n_tokens - n_keep < prefixes.min_lost_tokens:
             return
+        if self._salvage.holds(stream.tokens):
+            self._keep_saved(self._salvage.finish(), stays)
         leaf = prefixes.tree.hold(stream, stream.tokens)
         path = leaf.path()
         n_saved = prefixes.n_saved(path)
@@ -336,7 +370,7 @@ class Streams:
             self.memory.cut(stream.number, 0, n_saved)  # PERF: what is saved need not be copied again
         self._save(stream, leaf, stores=stores, stays=stays)
 
-    def _save(self, stream: Stream, leaf: PrefixNode, *, stores: bool, stays: Sequence[PrefixNode] = ()) -> None:
+    def _save(self, stream: Cache, leaf: PrefixNode, *, stores: bool, stays: Sequence[PrefixNode] = ()) -> None:
         state = self.prefixes.layout.take_apart(self.memory.save(stream.number))
         if state is not None:
             self.prefixes.save(state, leaf, stores=stores, stays=stays)
