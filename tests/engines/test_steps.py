@@ -44,12 +44,12 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def loaded(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
-    """A tiny llama in three slots of 512 tokens."""
+    """A tiny llama in eight slots of 512 tokens."""
     place, model_format, own = KINDS[kind]
     path = make_model("llamacpp" if kind == "llamacpp" else "onnxgenai", tmp_path_factory.mktemp("steps") / kind)
     module, _, name = place.partition(":")
     engine = getattr(importlib.import_module(module), name)()
-    settings = EngineSettings(ctx_len=512, n_parallel=3, n_batch=64, cpu_threads=1, speculation="off", **own)
+    settings = EngineSettings(ctx_len=512, n_parallel=8, n_batch=64, cpu_threads=1, speculation="off", **own)
     yield Loaded(engine, engine.load(ModelFiles(path, model_format), settings, lambda _: True))
     engine.close()
 
@@ -125,10 +125,10 @@ def test_prompt_with_a_foreign_token_is_refused(loaded: Loaded) -> None:
 
 def test_more_sequences_than_slots_are_refused(loaded: Loaded) -> None:
     driver = loaded.driver()
-    for seed in range(3):
+    for seed in range(8):
         driver.add(loaded.sequence(prompt(5, seed)))
 
-    with pytest.raises(EngineFailed, match="3 slots"):
+    with pytest.raises(EngineFailed, match="8 slots"):
         loaded.engine.add(loaded.sequence(prompt(5, 9)))
     driver.cancel_all()
 
@@ -169,3 +169,32 @@ def test_a_seed_repeats_the_answer(loaded: Loaded, params: SamplingParams) -> No
     second = loaded.answer(tokens, params, cache_prompt=False)
 
     assert first.token_ids == second.token_ids
+
+
+def test_many_at_once_say_what_each_says_alone(loaded: Loaded) -> None:
+    prompts = [prompt(10 + 17 * index, 100 + index) for index in range(8)]
+    alone = [loaded.answer(tokens, cache_prompt=False) for tokens in prompts]
+
+    together = [loaded.sequence(tokens, cache_prompt=False) for tokens in prompts]
+    loaded.driver().run(together)
+
+    for one, other in zip(alone, together, strict=True):
+        assert_same_answer(one, other, TOLERANCE)
+
+
+def test_sink_that_forgets_the_context_is_ended_with_an_error(loaded: Loaded) -> None:
+    """The sink counts the context; should it not, the engine must not write past its slot."""
+    sequence = loaded.sequence(prompt(500, 11), msgspec.structs.replace(GREEDY, max_tokens=1000))
+    sequence._max_tokens = 1000
+    loaded.driver().run([sequence])
+
+    assert sequence.reason is FinishReason.ERROR
+    assert "512" in sequence.message
+    assert 12 <= len(sequence.token_ids) <= 13
+
+
+def test_top_k_of_one_is_greedy(loaded: Loaded) -> None:
+    tokens = prompt(20, 16)
+    greedy = loaded.answer(tokens)
+
+    assert loaded.answer(tokens, SamplingParams(seed=9, top_k=1, max_tokens=16, ignore_eos=True)).token_ids == greedy.token_ids

@@ -12,6 +12,10 @@ from hostler import EngineInfo, SamplingParams
 from hostler.testing import Driver, RecordingSequence
 
 GREEDY = SamplingParams(temperature=0.0, seed=1, max_tokens=16, ignore_eos=True, logprobs=3)
+TOPICS = (
+    "a fox", "the sea", "bread", "a railway", "the moon", "chess", "rain", "a lighthouse", "tea", "mountains", "a violin",
+    "winter", "bees", "a library", "gold", "sleep",
+)  # fmt: skip
 AnyEngine = TypeVar("AnyEngine")
 
 
@@ -49,6 +53,12 @@ class Loaded(Generic[AnyEngine]):
 def drawn_tokens(n_tokens: int, seed: int, low: int, high: int) -> list[int]:
     """Token ids that repeat nothing."""
     return [int(token) for token in np.random.default_rng(seed).integers(low, high, n_tokens)]
+
+
+def chat(loaded: Loaded[AnyEngine], question: str) -> list[int]:
+    """A question to SmolLM2 as its template has it."""
+    text = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    return loaded.engine.tokenize(text, add_special=True, parse_special=True)
 
 
 def assert_same_answer(one: RecordingSequence, other: RecordingSequence, tolerance: float) -> None:

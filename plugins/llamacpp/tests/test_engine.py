@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import msgspec
 import pytest
-
-from hostler import (
-    FinishReason,
-    SamplingParams,
-)
 
 from .running import GREEDY, Loaded, assert_same_answer, prompt
 
 TOLERANCE = 1e-3
-
-
-def test_many_at_once_say_what_each_says_alone(load: Callable[..., Loaded]) -> None:
-    loaded = load("llama", n_parallel=8)
-    prompts = [prompt(10 + 17 * index, 100 + index) for index in range(8)]
-    alone = [loaded.answer(tokens, cache_prompt=False) for tokens in prompts]
-
-    together = [loaded.sequence(tokens, cache_prompt=False) for tokens in prompts]
-    loaded.driver().run(together)
-
-    for one, other in zip(alone, together, strict=True):
-        assert_same_answer(one, other, TOLERANCE)
 
 
 def test_a_prompt_alone_leaves_no_crumb_for_a_step_of_its_own(llama: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,21 +67,3 @@ def test_slots_are_free_again_after_cancel_in_each_phase(llama: Loaded) -> None:
     assert_same_answer(reference, llama.answer(prompt(30, 8), cache_prompt=False), TOLERANCE)
     assert llama.engine._runs == {}
     assert not any(stream.is_active for stream in llama.engine._streams.all)
-
-
-def test_sink_that_forgets_the_context_is_ended_with_an_error(llama: Loaded) -> None:
-    """The sink counts the context; should it not, the engine must not write past the stream."""
-    sequence = llama.sequence(prompt(500, 11), msgspec.structs.replace(GREEDY, max_tokens=1000))
-    sequence._max_tokens = 1000
-    llama.driver().run([sequence])
-
-    assert sequence.reason is FinishReason.ERROR
-    assert "512" in sequence.message
-    assert len(sequence.token_ids) == 13
-
-
-def test_top_k_of_one_is_greedy(llama: Loaded) -> None:
-    tokens = prompt(20, 16)
-    greedy = llama.answer(tokens)
-
-    assert llama.answer(tokens, SamplingParams(seed=9, top_k=1, max_tokens=16, ignore_eos=True)).token_ids == greedy.token_ids

@@ -5,21 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from hostler import EngineSettings, FinishReason, InvalidModelFile, ModelFiles, SamplingParams
 from hostler_llamacpp.engine import LlamaCppEngine
-from hostler_llamacpp.sample import NEAR_TIE
+from support.running import TOPICS, chat
 
-from .running import GREEDY, Loaded, assert_same_answer
+from .running import Loaded
 
 pytestmark = pytest.mark.weights
-
-TOPICS = (
-    "a fox", "the sea", "bread", "a railway", "the moon", "chess", "rain", "a lighthouse", "tea", "mountains", "a violin",
-    "winter", "bees", "a library", "gold", "sleep",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +23,6 @@ def smollm2(smollm2_path: Path) -> Iterator[Loaded]:
     settings = EngineSettings(ctx_len=640, n_parallel=16, speculation="off")
     yield Loaded(engine, engine.load(ModelFiles(str(smollm2_path), "gguf"), settings, lambda _: True))
     engine.close()
-
-
-def chat(loaded: Loaded, question: str) -> list[int]:
-    text = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
-    return loaded.engine.tokenize(text, add_special=True, parse_special=True)
 
 
 def test_model_answers_and_ends_by_itself(smollm2: Loaded) -> None:
@@ -55,32 +44,6 @@ def test_info_carries_template_and_special_texts(smollm2: Loaded) -> None:
     assert (info.n_ctx, info.n_slots, info.n_vocab, info.n_ctx_train) == (640, 16, 49152, 8192)
 
 
-def test_16_at_once_say_what_each_says_alone(smollm2: Loaded) -> None:
-    params = msgspec.structs.replace(GREEDY, max_tokens=40, logprobs=5)
-    prompts = [chat(smollm2, f"Write a few sentences on {topic}.") for topic in TOPICS]
-    alone = [smollm2.answer(tokens, params, cache_prompt=False) for tokens in prompts]
-
-    together = [smollm2.sequence(tokens, params, cache_prompt=False) for tokens in prompts]
-    smollm2.driver().run(together)
-
-    for one, other in zip(alone, together, strict=True):
-        assert_same_answer(one, other, NEAR_TIE)
-    n_equal = sum(one.token_ids == other.token_ids for one, other in zip(alone, together, strict=True))
-    assert n_equal >= 8, "near ties are rare; so many different answers are something else"
-
-
-def test_second_turn_of_a_long_chat_is_reused(smollm2: Loaded) -> None:
-    params = msgspec.structs.replace(GREEDY, max_tokens=24, logprobs=5)
-    first_turn = chat(smollm2, "Tell me of these: " + ", ".join(TOPICS * 4))
-    first = smollm2.answer(first_turn, params)
-    turn = [*first_turn, *first.token_ids, *chat(smollm2, "And of dogs?")]
-
-    second = smollm2.answer(turn, params)
-
-    assert second.n_cached == len(first_turn) + len(first.token_ids) - 1
-    assert_same_answer(smollm2.answer(turn, params, cache_prompt=False), second, NEAR_TIE)
-
-
 def test_one_system_prompt_for_16_is_evaluated_once(smollm2: Loaded) -> None:
     system = chat(smollm2, "Remember: " + ", ".join(TOPICS * 5))
     sequences = [smollm2.sequence([*system, *chat(smollm2, f"Now {topic}!")]) for topic in TOPICS]
@@ -89,17 +52,6 @@ def test_one_system_prompt_for_16_is_evaluated_once(smollm2: Loaded) -> None:
 
     n_evaluated = sum(len(sequence.tokens) - (sequence.n_cached or 0) for sequence in sequences)
     assert n_evaluated < 3 * len(system)
-
-
-def test_seed_repeats_and_temperature_matters(smollm2: Loaded) -> None:
-    tokens = chat(smollm2, "Invent a name for a horse.")
-    params = SamplingParams(seed=11, max_tokens=24)
-
-    def text(**changes: object) -> str:
-        return smollm2.answer(tokens, msgspec.structs.replace(params, **changes), cache_prompt=False).text
-
-    assert text() == text()
-    assert len({text(seed=seed, temperature=1.5) for seed in range(4)}) > 1
 
 
 @pytest.mark.parametrize("share", [0.001, 0.3, 0.99])

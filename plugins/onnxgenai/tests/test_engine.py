@@ -8,26 +8,12 @@ import msgspec
 import pytest
 
 from hostler import (
-    FinishReason,
     UnsupportedParameter,
 )
 
 from .running import GREEDY, Loaded, assert_same_answer, prompt
 
 TOLERANCE = 1e-3
-
-
-@pytest.mark.parametrize("backend", ["session", "generators"])
-def test_many_at_once_say_what_each_says_alone(load: Callable[..., Loaded], backend: str) -> None:
-    loaded = load(n_parallel=8, backend=backend)
-    prompts = [prompt(10 + 17 * index, 100 + index) for index in range(8)]
-    alone = [loaded.answer(tokens, cache_prompt=False) for tokens in prompts]
-
-    together = [loaded.sequence(tokens, cache_prompt=False) for tokens in prompts]
-    loaded.driver().run(together)
-
-    for one, other in zip(alone, together, strict=True):
-        assert_same_answer(one, other, TOLERANCE)
 
 
 def test_answers_of_all_lengths_coming_and_going_do_not_mix(load: Callable[..., Loaded]) -> None:
@@ -147,17 +133,6 @@ def test_nothing_is_kept_without_caching(load: Callable[..., Loaded]) -> None:
     loaded.answer(prompt(100, 10))
 
     assert loaded.answer(prompt(100, 10)).n_cached == 0
-
-
-def test_sink_that_forgets_the_context_is_ended_with_an_error(llama: Loaded) -> None:
-    """The sink counts the context; should it not, the engine must not write past the row."""
-    sequence = llama.sequence(prompt(500, 11), msgspec.structs.replace(GREEDY, max_tokens=1000))
-    sequence._max_tokens = 1000
-    llama.driver().run([sequence])
-
-    assert sequence.reason is FinishReason.ERROR
-    assert "512" in sequence.message
-    assert len(sequence.token_ids) == 12
 
 
 def test_embeddings_are_refused(llama: Loaded) -> None:

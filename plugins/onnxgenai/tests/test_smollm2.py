@@ -13,14 +13,13 @@ import pytest
 from hostler import EngineSettings, FinishReason, Message, ModelFiles, SamplingParams
 from hostler.prompt.template import ChatTemplate
 from hostler_onnxgenai.engine import OnnxGenaiEngine
-from hostler_onnxgenai.sample import NEAR_TIE
+from support.running import TOPICS, chat
 
 from .conftest import BACKENDS
-from .running import GREEDY, Loaded, assert_same_answer
+from .running import Loaded
 
 pytestmark = pytest.mark.weights
 
-TOPICS = ("a fox", "the sea", "bread", "a railway", "the moon", "chess", "rain", "a lighthouse")
 TEXTS = [
     "Hello, world!", "", " ", "\n\n\t x", "def f(x):\n    return x ** 2\n", "naïve café – “quotes” …", "🦙🚂 世界 é",
     "1234567890 3.14159", "WORDS in CAPS and camelCase_snake", "a" * 300, "<|im_start|>user\nHi<|im_end|>\n",
@@ -34,11 +33,6 @@ def smollm2(smollm2_onnx_path: Path, request: pytest.FixtureRequest) -> Iterator
     settings = EngineSettings(ctx_len=640, n_parallel=8, extra={"backend": request.param})
     yield Loaded(engine, engine.load(ModelFiles(str(smollm2_onnx_path), "onnxgenai"), settings, lambda _: True))
     engine.close()
-
-
-def chat(loaded: Loaded, question: str) -> list[int]:
-    text = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
-    return loaded.engine.tokenize(text, add_special=True, parse_special=True)
 
 
 def test_model_answers_and_ends_by_itself(smollm2: Loaded) -> None:
@@ -94,40 +88,3 @@ def test_token_ids_are_those_of_the_librarys_tokenizer(smollm2: Loaded, smollm2_
     for text in TEXTS:
         ours = smollm2.engine.tokenize(text, add_special=True, parse_special=True)
         assert ours == library.encode(text).tolist(), text
-
-
-def test_8_at_once_say_what_each_says_alone(smollm2: Loaded) -> None:
-    params = msgspec.structs.replace(GREEDY, max_tokens=40, logprobs=5)
-    prompts = [chat(smollm2, f"Write a few sentences on {topic}.") for topic in TOPICS]
-    alone = [smollm2.answer(tokens, params, cache_prompt=False) for tokens in prompts]
-
-    together = [smollm2.sequence(tokens, params, cache_prompt=False) for tokens in prompts]
-    smollm2.driver().run(together)
-
-    for one, other in zip(alone, together, strict=True):
-        assert_same_answer(one, other, NEAR_TIE)
-    n_equal = sum(one.token_ids == other.token_ids for one, other in zip(alone, together, strict=True))
-    assert n_equal >= 6, "near ties are rare; so many different answers are something else"
-
-
-def test_second_turn_of_a_long_chat_is_reused(smollm2: Loaded) -> None:
-    params = msgspec.structs.replace(GREEDY, max_tokens=24, logprobs=5)
-    first_turn = chat(smollm2, "Tell me of these: " + ", ".join(TOPICS * 8))
-    first = smollm2.answer(first_turn, params)
-    turn = [*first_turn, *first.token_ids, *chat(smollm2, "And of dogs?")]
-
-    second = smollm2.answer(turn, params)
-
-    assert second.n_cached == len(first_turn) + len(first.token_ids) - 1
-    assert_same_answer(smollm2.answer(turn, params, cache_prompt=False), second, NEAR_TIE)
-
-
-def test_seed_repeats_and_temperature_matters(smollm2: Loaded) -> None:
-    tokens = chat(smollm2, "Invent a name for a horse.")
-    params = SamplingParams(seed=11, max_tokens=24)
-
-    def text(**changes: object) -> str:
-        return smollm2.answer(tokens, msgspec.structs.replace(params, **changes), cache_prompt=False).text
-
-    assert text() == text()
-    assert len({text(seed=seed, temperature=1.5) for seed in range(4)}) > 1
