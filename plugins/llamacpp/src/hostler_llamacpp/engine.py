@@ -352,7 +352,8 @@ class LlamaCppEngine:
                 decoding = []
         if not decoding and not chunks:
             if detour is None or not aside_s:
-                self._streams.settle()
+                if self._runs:  # all are paused
+                    self._streams.settle()
                 return False
             detour.go_on(waiting, aside_s)
             return True
