@@ -102,9 +102,11 @@ def assert_ended_amid_prefill(url: str, http: httpx.Client, model: str, end: End
         again = http.post("/v1/completions", json={"model": model, **prompt})
         assert again.status_code == 200, again.text
         n_kept = again.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
-        assert n_seen <= n_kept < n_tokens - 1, f"of {n_tokens} tokens {n_seen} were evaluated before the end, {n_kept} in all"
-        return
-    raise AssertionError(f"of {GROWING} tokens more than half were evaluated each time before that was seen")
+        assert n_seen <= n_kept, f"{n_seen} tokens were evaluated, and only {n_kept} of them are there"
+        if n_kept < n_tokens - 1:
+            return
+        # The whole prompt: nothing stopped it, or it was done before the host had seen that its client has left.
+    raise AssertionError(f"prompts of {GROWING} tokens were evaluated to their end each time")
 
 
 def assert_ended_amid_decode(url: str, http: httpx.Client, model: str, end: End) -> None:
