@@ -11,6 +11,7 @@ from hostler.batching import (
     AGING_TOKENS,
     ALONE_STEP_S,
     ANSWER_STEP_S,
+    ANSWER_STEPS,
     BATCH_SHARE,
     MAX_ITL_RATIO,
     MIN_ALONE_TOKENS,
@@ -253,8 +254,9 @@ def test_a_step_that_is_long_enough_ends_with_a_complete_prompt() -> None:
 
 
 def test_enough_is_what_an_answer_waits_for_and_follows_the_machine(pace: Pace) -> None:
-    assert pace.n_enough == int(ANSWER_STEP_S / 0.002)
-    assert Pace(512, 4).n_enough < 512, "nothing is known yet"
+    assert pace.n_enough([Prompt(70)] * 4) == int(ANSWER_STEP_S / 0.002)
+    assert pace.n_enough([Prompt(90)] * 16) == 90 * 16 // ANSWER_STEPS
+    assert Pace(512, 4).n_enough([Prompt(70)]) < 512, "nothing is known yet"
 
 
 def test_no_crumbs_are_left_or_begun_where_an_engine_says_so() -> None:

@@ -25,6 +25,8 @@ BURST = 2
 """So many prompts must have waited when an answer began for it to be held up: beside one alone an answer flows at once."""
 ANSWER_STEP_S = 0.1
 """A step with prompts alone is long enough for an answer to begin behind it: prompts that came together begin one by one."""
+ANSWER_STEPS = 6
+"""Into so many steps those who wait are parted, where the steps are as long as that."""
 BATCH_SHARE = 0.5
 """Of the usual time for a prompt of priority batch beside answers of a higher one."""
 AGING_TOKENS = 16384
@@ -182,10 +184,10 @@ class Pace:
         left_s = seconds + self._decode_time(n_decoding) - elapsed_s
         return min(max(left_s, MIN_REST * seconds), seconds / (1 - MIN_REST))
 
-    @property
-    def n_enough(self) -> int:
-        """Prompt tokens of a step that an answer may begin behind; see share_out."""
-        return self.tokens_in(ANSWER_STEP_S)
+    def n_enough(self, waiting: Sequence[Turn]) -> int:
+        """Prompt tokens of a step that an answer may begin behind; see share_out. More where many wait: larger steps are
+        cheaper (16 prompts of 112 tokens by two and three at once took 5 % less time than one by one)."""
+        return max(self.tokens_in(ANSWER_STEP_S), sum(one.n_missing() for one in waiting) // ANSWER_STEPS)
 
     @property
     def token_s(self) -> float:
