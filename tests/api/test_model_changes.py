@@ -221,6 +221,8 @@ def test_ids_with_slashes_can_be_changed(parrot: Client, real: Runtime, tmp_path
 
 def test_settings_without_effect_are_named(parrot: Client) -> None:
     assert "cont_batching is always on" in patch(parrot, {"cont_batching": False})["message"]
+    assert "grp_attn_n" in patch(parrot, {"grp_attn_n": 2})["message"]
+    assert "grp_attn_n" not in patch(parrot, {"grp_attn_n": None})["message"], "it is taken back"
 
 
 def test_a_change_is_told_and_one_that_changes_nothing_is_not(parrot: Client, real: Runtime) -> None:

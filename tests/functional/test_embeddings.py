@@ -53,7 +53,7 @@ def test_vectors_come_from_a_model_that_was_not_running(server):
         ({"input": ["ok", "x" * 1025]}, 400, "context_length_exceeded", "input[1]"),
         ({"input": [10**6]}, 400, "invalid_value", "input[0]"),
         ({"dimensions": 63}, 400, "unsupported_parameter", "dimensions"),
-        ({"model": "mute"}, 400, "embeddings_disabled", None),
+        ({"model": "mute"}, 400, "embeddings_disabled", "model"),
         ({"model": "nope"}, 404, "model_not_found", None),
     ],
 )

@@ -221,7 +221,7 @@ def setting_warnings(settings: Mapping[str, Any]) -> list[str]:
         found.append("cont_batching is always on")
     if settings.get("vision_model"):
         found.append("vision_model has no effect: this release takes text only")
-    if settings.get("grp_attn_n", 1) > 1:
+    if (settings.get("grp_attn_n") or 1) > 1:  # null takes it back
         found.append("grp_attn_n and grp_attn_w have no effect: no context is stretched")
     return found
 
