@@ -339,7 +339,7 @@ class Leaks(EchoEngine):
 
     def close(self) -> None:
         # Well over the margin: meanwhile the system may take other pages from this process.
-        self.leaked.append(bytearray(b"\x01") * (64 * 2**20))
+        self.leaked.append(bytearray(b"\x01") * (256 * 2**20))
 
 
 BREAKERS: dict[str, Callable[[], Engine]] = {

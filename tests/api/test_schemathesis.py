@@ -50,6 +50,7 @@ UNSEEN = re.compile(
     r"(context_length_exceeded|unsupported_parameter|embeddings_disabled) .*"  # depends on the model and its engine
     r"|invalid_value (createCompletion|createEmbedding) (prompt|input)\S*"  # empty, without a BOS; a token the model has not
     r"|invalid_value \w+ logit_bias"  # a token the model has not
+    r"|invalid_value \w+ (json_schema|grammar|guided_\w+|structured_outputs\S*)"  # a text that is no schema or no grammar
     r"|invalid_value createChatCompletion messages\[\d+\]\.role"  # the model's template has no place for tools
     r"|invalid_value (createChatCompletion|createRun|createThreadAndRun) messages"  # nothing was said yet, by anybody
     r"|\S+ \w+ (after|before)"  # an id, but none of this list's
