@@ -45,6 +45,15 @@ class Setup:
         return self.prefixes.restorable(path, n)[1]
 
 
+def ended_beside_another(n_steps: int) -> Setup:
+    """A long one has ended while a short one runs on, so many steps ago."""
+    setup = Setup()
+    setup.run(SHORT)
+    setup.streams.release(setup.run(LONG))
+    setup.advance(n_steps)
+    return setup
+
+
 @pytest.mark.parametrize("window", [0, 24])
 @pytest.mark.parametrize("ram_bytes", [0, 10_000_000])
 def test_beside_a_running_answer_it_is_saved_some_steps_later(window: int, ram_bytes: int) -> None:
@@ -75,10 +84,7 @@ def test_with_the_end_of_the_last_running_answer_it_is_saved_at_once() -> None:
 
 @pytest.mark.parametrize("n_steps", range(4))
 def test_a_prompt_that_takes_the_place_meanwhile_loses_nothing_of_it(n_steps: int) -> None:
-    setup = Setup()
-    setup.run(SHORT)
-    setup.streams.release(setup.run(LONG))
-    setup.advance(n_steps)
+    setup = ended_beside_another(n_steps)
 
     taker = setup.run(OTHER)
 
@@ -90,10 +96,7 @@ def test_a_prompt_that_takes_the_place_meanwhile_loses_nothing_of_it(n_steps: in
 
 @pytest.mark.parametrize("n_steps", range(4))
 def test_a_prompt_that_goes_on_from_it_meanwhile_finds_it(n_steps: int) -> None:
-    setup = Setup()
-    setup.run(SHORT)
-    setup.streams.release(setup.run(LONG))
-    setup.advance(n_steps)
+    setup = ended_beside_another(n_steps)
 
     stream, n_keep = setup.streams.place(np.concatenate([LONG, OTHER[:50]]), may_reuse=True)
 
@@ -105,10 +108,7 @@ def test_a_prompt_that_goes_on_from_it_meanwhile_finds_it(n_steps: int) -> None:
 
 @pytest.mark.parametrize("n_steps", range(4))
 def test_a_model_that_stops_meanwhile_writes_it(n_steps: int) -> None:
-    setup = Setup()
-    setup.run(SHORT)
-    setup.streams.release(setup.run(LONG))
-    setup.advance(n_steps)
+    setup = ended_beside_another(n_steps)
 
     setup.streams.close(10.0)
 

@@ -55,7 +55,7 @@ class Detour:
         if not self.aside.is_usable or (self.run is not None and self.run.sink.is_paused):
             return 0.0
         first = min(waiting, key=Run.turn)
-        if self.run is None and not (not is_alone and self._leaves(first, seconds, is_due)):
+        if self.run is None and (is_alone or not self._leaves(first, seconds, is_due)):
             return 0.0
         return min(seconds, self._pace.prompt_s(n_decoding)) if self.run is first else 0.0
 
