@@ -72,7 +72,7 @@ class ScriptedMemory:
 
     def save(self, number: int, room: np.ndarray | None = None) -> np.ndarray:
         data = self._state(number)
-        if room is None:
+        if room is None or len(room) < len(data):
             return data
         room[: len(data)] = data
         return room[: len(data)]

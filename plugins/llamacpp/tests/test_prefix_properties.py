@@ -17,6 +17,8 @@ N_STREAMS, N_CTX = 3, 400
 PIECES = [np.random.default_rng(seed).integers(30, 1000, 20 + 25 * (seed % 4)).tolist() for seed in range(8)]
 """Prompts are made of these, so that they fork here and there; some are longer than a window."""
 KINDS = {"plain": {}, "window": {"window": 24}, "recurrent": {"is_recurrent": True}}
+ROOM_BYTES = 4000
+"""Some states fit in, others do not."""
 
 
 class Machine:
@@ -42,6 +44,7 @@ class Machine:
             n_swa=window,
             can_roll_back=self.kind != "recurrent",
             prefixes=prefixes,
+            room_bytes=ROOM_BYTES,
             min_salvaged_bytes=self.min_salvaged_bytes,
         )
 

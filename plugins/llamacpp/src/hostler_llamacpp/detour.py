@@ -71,7 +71,7 @@ class Detour:
         if not is_due(run) or not self.is_worth(run.n_missing(), run.n_done, seconds):
             return False
         assert run.stream is not None
-        blob = self._streams.memory.save(run.stream.number) if run.n_done else None
+        blob = self._streams.memory.save(run.stream.number, self._streams.room) if run.n_done else None
         if not self.aside.begin(run.prompt[:-1], run.n_done, blob, self._pace.token_s):
             return False
         self.run = run

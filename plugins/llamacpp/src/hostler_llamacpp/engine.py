@@ -62,7 +62,8 @@ MIN_SHARED_TOKENS = 32
 STORING_S = 2.0
 PREFIX_FILES_CLOSE_S = 5.0
 """What a close may take to look for prefixes worth a file, and to write them: together less than `stop_timeout_s`."""
-MIN_SCRATCH_BYTES = 128 * 1024 * 1024
+MIN_ROOM_BYTES = 128 * 1024 * 1024
+"""Of host memory for streams' states on their way, as far as they come to it."""
 PIECE_SHARE = 0.85
 """Of a prompt's time for a piece of embeddings, whose length in seconds is known less well: inputs end where they end."""
 CRUMBS = 1.25
@@ -166,6 +167,7 @@ class LlamaCppEngine:
         self._rows = LogitRows(context, self._vocabulary.n_tokens, loaded.n_slots + loaded.n_draft_rows)
         can_roll_back = not (llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
         self._n_swa = int(llama.llama_model_n_swa(model))
+        room_bytes = max(MIN_ROOM_BYTES, kv_bytes // 8)
         self._streams = Streams(
             StreamMemory(context),
             loaded.n_slots,
@@ -173,11 +175,12 @@ class LlamaCppEngine:
             n_swa=self._n_swa,
             can_roll_back=can_roll_back,
             prefixes=Prefixes(unknown_layout(), ram_bytes=0),
+            room_bytes=room_bytes,
         )
         self._packing = Packing(
             hole_bytes=int(llama.llama_model_size(model)),
             token_bytes=max(1, token_bytes),
-            scratch_bytes=max(MIN_SCRATCH_BYTES, kv_bytes // 8),
+            scratch_bytes=room_bytes,
         )
         self._speculation = (
             Speculation(loaded, settings, self._vocabulary)

@@ -108,8 +108,12 @@ class Prefixes:
         """Whether restoring them needs no file."""
         return all(node.kept is not None for node in nodes)
 
-    def blob(self, nodes: Sequence[PrefixNode], n_tokens: int) -> np.ndarray | None:
-        """What to restore for a beginning that `restorable` found; None where a file of it was lost or damaged."""
+    def blob(self, nodes: Sequence[PrefixNode], n_tokens: int, room: np.ndarray | None = None) -> np.ndarray | None:
+        """What to restore for a beginning that `restorable` found; None where a file of it was lost or damaged.
+
+        Args:
+            room: As for StreamMemory.save.
+        """
         if not self.layout.token_bytes:
             nodes = nodes[-1:]
         sources: list[tuple[Rows, int, int]] = []
@@ -134,7 +138,7 @@ class Prefixes:
                 return None
             self.tree.use_checkpoint(nodes[-1])
         pieces: Iterator[Sequence[np.ndarray]] = (piece for rows, start, end in sources for piece in rows.pieces(start, end))
-        return self.layout.put_together(pieces, n_tokens, checkpoint)
+        return self.layout.put_together(pieces, n_tokens, checkpoint, room)
 
     def _read_into(self, read: dict[str, Rows], run: Run) -> bool:
         payload = self._files.read(run.id) if self._files is not None else None

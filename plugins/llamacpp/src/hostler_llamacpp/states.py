@@ -86,7 +86,7 @@ class StreamMemory:
             room: Memory for it, uint8; too little, or None: it gets its own.
         """
         size = self.size(number)
-        data = room if room is not None and len(room) >= size else np.empty(size, np.uint8)
+        data = _within(room, size)
         written: int = llama.llama_state_seq_get_data(self._context, _bytes_at(data), size, number)
         if written == 0:
             raise EngineFailed(f"llama.cpp could not save the state of stream {number}")
@@ -96,6 +96,10 @@ class StreamMemory:
         """Put a state into a stream in place of what lies there; False leaves it empty."""
         self.cut(number, -1, -1)
         return bool(llama.llama_state_seq_set_data(self._context, _bytes_at(data), len(data), number))
+
+
+def _within(room: np.ndarray | None, n_bytes: int) -> np.ndarray:
+    return room[:n_bytes] if room is not None and len(room) >= n_bytes else np.empty(n_bytes, np.uint8)
 
 
 def _bytes_at(data: np.ndarray) -> object:
@@ -218,7 +222,11 @@ class Layout:
         return State(start, n, views, blob[end + 4 * (self._n_streams - stream) :])
 
     def put_together(
-        self, pieces: Iterable[Sequence[np.ndarray]], n_tokens: int, checkpoint: np.ndarray | None
+        self,
+        pieces: Iterable[Sequence[np.ndarray]],
+        n_tokens: int,
+        checkpoint: np.ndarray | None,
+        room: np.ndarray | None = None,
     ) -> np.ndarray:
         """A blob for `StreamMemory.restore`.
 
@@ -226,6 +234,7 @@ class Layout:
             pieces: Rows from position 0 on, one piece behind the other, each as Chunk.bands are.
             n_tokens: As many as the pieces have together.
             checkpoint: What is good at their end; all there is where rows are not known.
+            room: As for StreamMemory.save.
         """
         if not self.token_bytes:
             assert checkpoint is not None
@@ -235,7 +244,7 @@ class Layout:
         rows_end = place + self._fixed_bytes + n_tokens * self.token_bytes
         end = rows_end + 4 * (self._n_streams - 1)
         n_more = 0 if checkpoint is None else len(checkpoint)
-        blob = np.empty(end + n_more, np.uint8)
+        blob = _within(room, end + n_more)
         blob[: len(self._head)] = np.frombuffer(self._head, np.uint8)
         blob[len(self._head) : len(self._head) + 4] = np.frombuffer(struct.pack("<i", n_tokens), np.uint8)
         cells = blob[len(self._head) + 4 : head_bytes].view(np.int32).reshape(n_tokens, 3)

@@ -75,6 +75,7 @@ class Streams:
         n_swa: int,
         can_roll_back: bool,
         prefixes: Prefixes,
+        room_bytes: int = 0,
         min_salvaged_bytes: int = salvage.MIN_BYTES,
     ) -> None:
         """Start with empty streams.
@@ -86,10 +87,14 @@ class Streams:
             n_swa: Sliding window; 0: none.
             can_roll_back: False for recurrent models, whose state cannot go back to an earlier token.
             prefixes: What outlives them; may be replaced as long as nothing lies in the streams.
+            room_bytes: Memory that is kept for states on their way; a larger one gets its own each time.
             min_salvaged_bytes: Replaced in tests.
         """
         self.memory = memory
         self.prefixes = prefixes
+        # PERF: of what lies here for a moment the system finds the pages once; to find them takes longer than to fill them.
+        self.room = np.empty(room_bytes, np.uint8)
+        """For a state that is used up before the next one comes."""
         self._salvage = Salvage(memory)
         self._min_salvaged_bytes = min_salvaged_bytes
         self._n_swa = n_swa
@@ -286,7 +291,7 @@ class Streams:
         for stream in sorted(self.all, key=lambda stream: -stream.last_used):
             if stream.n_tokens and stream.is_shared and time.monotonic() < until:
                 leaf = prefixes.tree.hold(stream, stream.tokens)
-                state = prefixes.layout.take_apart(self.memory.save(stream.number))
+                state = prefixes.layout.take_apart(self.memory.save(stream.number, self.room))
                 if state is not None and prefixes.is_worth_storing(leaf.path(), at_end=True):
                     prefixes.store(leaf, state)
 
@@ -371,7 +376,7 @@ class Streams:
         self._save(stream, leaf, stores=stores, stays=stays)
 
     def _save(self, stream: Cache, leaf: PrefixNode, *, stores: bool, stays: Sequence[PrefixNode] = ()) -> None:
-        state = self.prefixes.layout.take_apart(self.memory.save(stream.number))
+        state = self.prefixes.layout.take_apart(self.memory.save(stream.number, self.room))
         if state is not None:
             self.prefixes.save(state, leaf, stores=stores, stays=stays)
 
@@ -381,7 +386,7 @@ class Streams:
         prefixes = self.prefixes
         path, _ = prefixes.tree.find(prompt[:n_known])  # once more: saving may have cut nodes in two
         nodes, n_tokens = prefixes.restorable(path, n_known)
-        blob = prefixes.blob(nodes, n_tokens) if n_tokens else None
+        blob = prefixes.blob(nodes, n_tokens, self.room) if n_tokens else None
         if blob is None or not self.memory.restore(stream.number, blob):
             return 0
         stream.extend(prompt[:n_tokens])
@@ -391,7 +396,7 @@ class Streams:
 
     def _copy(self, source: Stream, target: Stream) -> bool:
         """Copy a whole stream into an empty one; False leaves it empty."""
-        if not self.memory.restore(target.number, self.memory.save(source.number)):
+        if not self.memory.restore(target.number, self.memory.save(source.number, self.room)):
             return False
         target.take_over(source, source.n_tokens)
         self.n_moved_tokens += source.n_tokens
@@ -403,7 +408,11 @@ class Streams:
         Raises:
             EngineFailed: llama.cpp refused its own state; what lay in the streams is lost.
         """
-        saved = [(stream, self.memory.save(stream.number) if stream.n_tokens else None) for stream in (one, other)]
+        rooms = (self.room, None)
+        saved = [
+            (stream, self.memory.save(stream.number, room) if stream.n_tokens else None)
+            for stream, room in zip((one, other), rooms, strict=True)
+        ]
         one.number, other.number = other.number, one.number
         self.all[one.number], self.all[other.number] = one, other
         for stream, data in saved:
