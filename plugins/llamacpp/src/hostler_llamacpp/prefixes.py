@@ -177,10 +177,9 @@ class Prefixes:
     # -- saving ---------------------------------------------------------------------------------------------------------
 
     def n_saved(self, path: Sequence[PrefixNode]) -> int:
-        """How many tokens of a path need no saving any more."""
+        """How many tokens of a path need no saving any more. What lies in files alone was put back from there or is about to be
+        written: the system has them in memory as long as there is room."""
         nodes = self.tree.saved(list(path))
-        if self.has_ram:
-            nodes = nodes[: next((i for i, node in enumerate(nodes) if node.kept is None), len(nodes))]
         while not self.is_exact_anywhere and nodes and not _has_checkpoint(nodes[-1]):
             nodes.pop()
         return nodes[-1].end if nodes else 0
