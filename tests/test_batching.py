@@ -266,6 +266,7 @@ def test_no_crumbs_are_left_or_begun_where_an_engine_says_so() -> None:
         return [(prompts.index(prompt), n) for prompt, n in chunks]
 
     assert shared(50, 60, 60) == [(0, 60)], "10 more complete it"
+    assert shared(100, 60, 60) == [(0, 60), (1, 60)], "a fifth more completes both"
     assert shared(70, 60, 70) == [(0, 60)], "10 of the second would be a run of their own"
     assert shared(70, 60, 10) == [(1, 10), (0, 60)]
     assert shared(62, 10, 52, 90) == [(0, 10), (1, 52)]

@@ -255,14 +255,15 @@ def share_out(
             place in the KV cache, which may make what is missing less.
         min_tokens: A second prompt in the step gets no fewer, save where they complete it: for engines to whom each
             further prompt is a pass of its own.
-        stretch: A prompt that so many times its share would complete is completed, so that no crumbs are left.
+        stretch: The last prompt of a step is completed if the step becomes at most so many times as long by that: no crumbs
+            are left.
         n_enough: With so many tokens and a prompt that is complete the step is good, so that its answer begins before the
             next prompt's tokens are evaluated; None: no such end.
 
     Returns:
         Each with 1 to `n_missing()` tokens, together about `n_tokens`: never more without `stretch`.
     """
-    n_left = n_tokens
+    n_left, n_spare = n_tokens, int(n_tokens * (stretch - 1.0))
     chunks: list[tuple[AnyTurn, int]] = []
     for one in sorted(waiting, key=Turn.turn) if len(waiting) > 1 else waiting:
         if n_left < 1:
@@ -271,7 +272,7 @@ def share_out(
             continue
         n_missing = one.n_missing()
         n = min(n_missing, n_left)
-        if n_missing <= n * stretch:
+        if n_missing <= n_left + n_spare:
             n = n_missing
             one.begun_s = time.monotonic()
         elif chunks and n < min_tokens:

@@ -7,9 +7,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from hostler import (
-    UnsupportedParameter,
-)
+from hostler import Pace, UnsupportedParameter
 
 from .running import GREEDY, Loaded, assert_same_answer, prompt
 
@@ -45,6 +43,26 @@ def test_a_late_request_is_answered_in_the_step_its_prompt_is_complete(llama: Lo
     driver.step()
 
     assert len(late.token_ids) == 1
+    driver.cancel_all()
+
+
+def test_answers_to_prompts_that_came_together_begin_one_by_one_and_go_on_together(
+    load: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load(n_parallel=4)
+    monkeypatch.setattr(Pace, "tokens_in", lambda *_, **__: 60)
+    monkeypatch.setattr(Pace, "is_long", lambda _, n_tokens: n_tokens > 0)
+    sequences = [loaded.sequence(prompt(60, 70 + number), cache_prompt=False) for number in range(4)]
+    driver = loaded.driver()
+    for sequence in sequences:
+        driver.add(sequence)
+
+    lengths = []
+    for _ in range(6):
+        driver.step()
+        lengths.append([len(sequence.token_ids) for sequence in sequences])
+
+    assert lengths == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1], [2, 2, 2, 2], [3, 3, 3, 3]]
     driver.cancel_all()
 
 

@@ -177,8 +177,8 @@ class Prefixes:
     # -- saving ---------------------------------------------------------------------------------------------------------
 
     def n_saved(self, path: Sequence[PrefixNode]) -> int:
-        """How many tokens of a path need no saving any more. What lies in files alone was put back from there or is about to be
-        written: the system has them in memory as long as there is room."""
+        """How many tokens of a path need no saving any more. What lies in files alone was put back from there, and the system
+        has it in memory as long as there is room."""
         nodes = self.tree.saved(list(path))
         while not self.is_exact_anywhere and nodes and not _has_checkpoint(nodes[-1]):
             nodes.pop()

@@ -219,15 +219,19 @@ class OnnxGenaiEngine:
         for run in self._runs.values():
             if not run.sink.is_paused:
                 (decoding if run.n_done == run.n_prompt else waiting).append(run)
-        n_prefilled = self._prefill(waiting, decoding) if waiting else 0
-        if decoding:
+        n_prefilled, sits_out = 0, False
+        if waiting:
+            seconds, is_alone = self._pace.room_s(waiting, decoding)
+            n_prefilled = self._prefill(waiting, seconds, is_alone=is_alone)
+            # A run for some rows now, and one for the others later, would take longer than one for all.
+            sits_out = is_alone and self._pace.is_long(n_prefilled)
+        if decoding and not sits_out:
             self._decode(decoding)
         return bool(decoding or n_prefilled)
 
-    def _prefill(self, waiting: list[Run], decoding: list[Run]) -> int:
-        """Evaluate some of the prompts that wait; whose is complete gets its first token."""
+    def _prefill(self, waiting: list[Run], seconds: float, *, is_alone: bool) -> int:
+        """Evaluate some of the prompts that wait; whose is complete gets its first token. See Pace.room_s."""
         n_prefilled = 0
-        seconds, is_alone = self._pace.room_s(waiting, decoding)
         n_tokens = self._pace.tokens_in(seconds, is_alone=is_alone)
         chunks = share_out(
             waiting,
