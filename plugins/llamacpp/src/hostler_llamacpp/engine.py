@@ -66,8 +66,9 @@ MIN_ROOM_BYTES = 128 * 1024 * 1024
 """Of host memory for streams' states on their way, as far as they come to it."""
 PIECE_SHARE = 0.85
 """Of a prompt's time for a piece of embeddings, whose length in seconds is known less well: inputs end where they end."""
-CRUMBS = 1.25
-"""Where no answer flows, a prompt whose step is so much longer with its rest at most is completed: short chunks are slow."""
+CRUMBS = 1.4
+"""Where no answer flows, a prompt whose step is so much longer with its rest at most is completed: short chunks are slow, and
+what a token of a long one costs is overestimated from them by up to a third."""
 _WARM_UP_TOKENS = 32
 
 
