@@ -15,7 +15,7 @@ def test_plugin_registers_one_engine_for_gguf_files() -> None:
     [spec] = hostler_llamacpp.register_engines()
 
     assert (spec.name, spec.formats) == ("llamacpp", ("gguf",))
-    assert spec.environment["GOMP_SPINCOUNT"] == "10000"
+    assert spec.environment["GOMP_SPINCOUNT"] == "30000"
 
 
 def test_plugin_is_found_by_its_entry_point() -> None:

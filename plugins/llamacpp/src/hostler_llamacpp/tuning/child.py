@@ -10,10 +10,9 @@ from typing import Any
 from hostler import ShowStep
 from hostler import StepFailed as AnyStepFailed
 from hostler import run_step as run_any_step
+from hostler_llamacpp import ENVIRONMENT
 
 STEPS = Path(__file__).parent / "steps"
-ENVIRONMENT = {"GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": "10000"}
-"""As a worker has it; what is measured is what will run."""
 
 
 class StepFailed(AnyStepFailed):
