@@ -83,7 +83,7 @@ class Lineup:
     def alone(self, name: str) -> Iterator[Server]:
         """A server for the length of a block, warm, with none of the others there.
 
-        PERF: two processes of the same program differ by up to 5 % for as long as they live (by where their memory lies).
+        PERF: two processes of the same program differ by up to 8 % for as long as they live (by where their memory lies).
         Where ratios close to 1 matter, each round has a new one.
         """
         self.close()

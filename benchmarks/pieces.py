@@ -73,12 +73,23 @@ def _serve(name: str, workload: Workload, lineup: Lineup, round_name: str, seed:
     return measure_serving(lineup.server(name), workload, round_name, seed, [])
 
 
+def _serve_alone(name: str, workload: Workload, lineup: Lineup, round_name: str, seed: int) -> dict[str, float]:
+    with lineup.alone(name) as server:
+        return measure_serving(server, workload, round_name, seed, [])
+
+
 def _serving(workload: Workload, bars: tuple[Bar, ...]) -> Piece:
     def warm_up(server: Server, seed: int) -> None:
         measure_serving(server, workload, f"warm-up {server.name}", seed, [])
 
-    subjects = {name: functools.partial(_serve, name, workload) for name in ("hostler", PEER)}
-    return Piece(workload.name, workload.about, 16, 1024, subjects, SERVING_UNITS, bars, warm_up=warm_up, n_rounds=5)
+    is_alone = workload.n_clients == 1
+    serve = _serve_alone if is_alone else _serve
+    subjects = {name: functools.partial(serve, name, workload) for name in ("hostler", PEER)}
+    return Piece(
+        *(workload.name, workload.about, 16, 1024, subjects, SERVING_UNITS, bars),
+        warm_up=warm_up,
+        n_rounds=9 if is_alone else 5,
+    )
 
 
 RAW_TESTS = {"pp115": (115, 0), "pp512": (512, 0), "tg128": (0, 128)}
@@ -110,7 +121,7 @@ def _raw() -> Piece:
             ask_by_tokens(server, *test, f"{seed} {name} warm-up")
 
     about = "one request, prefill and decode by the worker's clock"
-    return Piece("raw", about, 16, 1024, subjects, units, bars, ("llama-bench",), warm_up, UNAIDED, n_rounds=5)
+    return Piece("raw", about, 16, 1024, subjects, units, bars, ("llama-bench",), warm_up, UNAIDED, n_rounds=15)
 
 
 # -- slots -------------------------------------------------------------------------------------------------------------
@@ -123,7 +134,8 @@ def _slots(n_slots: int, n_context: int) -> Piece:
     n_words, n_new, ctx_len = n_context - N_TEMPLATE_TOKENS, 64, 2048 if n_context > 512 else 512
 
     def ask(lineup: Lineup, round_name: str, seed: int) -> dict[str, float]:
-        return slots.measure(lineup.server("hostler"), n_slots, n_words, n_new, seed, round_name)
+        with lineup.alone("hostler") as server:
+            return slots.measure(server, n_slots, n_words, n_new, seed, round_name)
 
     def run(lineup: Lineup, _round_name: str, _seed: int) -> dict[str, float]:
         return slots.run_batched_bench(lineup.setup.binary("llama-batched-bench"), lineup.settings, n_context, n_new)
