@@ -119,7 +119,9 @@ def test_a_payload_of_several_pieces_is_one_when_it_is_read(folder: Folder) -> N
     files, _ = folder.open()
     id = prefix_id("", tokens(1))
     pieces = [memoryview(bytes([n]) * 1_500_000) for n in range(3)]
+    assert not files.has(id)
     assert files.put(id, "", 0, tokens(1), pieces, 1.0)
+    assert files.has(id)
     assert files.read(id) == b"".join(pieces)  # be it queued or stored by now
 
     files, _ = folder.open()
@@ -187,6 +189,7 @@ def test_what_is_damaged_goes_with_all_that_goes_on_from_it(folder: Folder, dama
     files, _ = folder.open()
 
     assert files.read(child) is None  # a payload is only read now
+    assert not files.has(child)
     assert files.read(root) == b"root" * 100
     folder.close()
     assert folder.names == {f"{root}.prefix", f"{other}.prefix"}

@@ -15,7 +15,8 @@ from typing import Any, Protocol, TypeVar
 MAX_ITL_RATIO = 2.5
 """How long a step may take beside running answers, as a multiple of one that only decodes, unless the user says otherwise."""
 ALONE_STEP_S = 1.0
-"""Length of a step while no answer has to flow: whoever cancels or arrives waits no longer than that."""
+"""Length of a step while no answer has to flow: whoever cancels or arrives waits no longer than that, or than an engine
+stretches it."""
 PATIENCE_S = 3.0
 """How long in all an answer may be held up by prompts that waited when it began. Who was first of many that came together owes
 the others that much: they all decode in one batch the sooner, where a token costs half of what it costs alone."""

@@ -207,6 +207,11 @@ class PrefixFiles:
         entry.is_checked = True
         return payload
 
+    def has(self, prefix_id: str) -> bool:
+        """Whether it is there, written or queued: it may be gone at any time after."""
+        with self._lock:
+            return prefix_id in self._entries
+
     def used(self, prefix_id: str) -> None:
         """Count a use. Each prefix of a chain is counted on its own."""
         with self._has_work:

@@ -144,8 +144,7 @@ class ScriptedFiles:
 
     def __init__(self) -> None:
         self.is_on = True
-        self.n_waiting = 0
-        self.stored: dict[str, tuple[StoredPrefix, bytes]] = {}
+        self.stored: dict[str, tuple[StoredPrefix, list[memoryview]]] = {}
 
     def open(self) -> list[StoredPrefix]:
         return [prefix for prefix, _ in self.stored.values()]  # a parent is put before its children
@@ -161,13 +160,16 @@ class ScriptedFiles:
             return False
         before = self.stored[parent][0] if parent else None
         assert n_before == (before.n_before + len(before.tokens) // 4 if before else 0)
-        data = b"".join(payload)
-        self.stored[name] = (StoredPrefix(name, parent, n_before, tokens, len(data)), data)
+        # As they are: they are written later, and must not change until then.
+        self.stored[name] = (StoredPrefix(name, parent, n_before, tokens, sum(part.nbytes for part in payload)), list(payload))
         return True
+
+    def has(self, name: str) -> bool:
+        return name in self.stored
 
     def read(self, name: str) -> memoryview | None:
         found = self.stored.get(name)
-        return None if found is None else memoryview(found[1])
+        return None if found is None else memoryview(b"".join(found[1]))
 
     def used(self, name: str) -> None:
         pass

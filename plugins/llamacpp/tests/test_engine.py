@@ -13,7 +13,7 @@ TOLERANCE = 1e-3
 def test_a_prompt_alone_leaves_no_crumb_for_a_step_of_its_own(llama: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama.engine._pace, "tokens_in", lambda _seconds, *, is_alone=False: 50 if is_alone else 10)
     n_chunk = llama.engine._n_chunk
-    n_alone = min(n_chunk, 62)  # 50 and a quarter
+    n_alone = min(n_chunk, 70)  # 50 and two fifths
     for n_tokens, expected in ((n_alone, [n_alone]), (n_alone + 1, [50, n_alone + 1])):
         sequence = llama.sequence(prompt(n_tokens, 60 + n_tokens), cache_prompt=False)
         driver = llama.driver()

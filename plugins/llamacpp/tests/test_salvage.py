@@ -18,9 +18,11 @@ SHORT = np.arange(20, dtype=np.int32)
 class Setup:
     """Streams for which everything is large."""
 
-    def __init__(self, n_streams: int = 2, *, window: int = 0, ram_bytes: int = 10_000_000) -> None:
+    def __init__(
+        self, n_streams: int = 2, *, window: int = 0, ram_bytes: int = 10_000_000, files: ScriptedFiles | None = None
+    ) -> None:
         self.memory = ScriptedMemory(n_streams, window=window)
-        self.files = ScriptedFiles()
+        self.files = files or ScriptedFiles()
         self.prefixes = Prefixes(self.memory.layout(), ram_bytes=ram_bytes, files=self.files)
         self.streams = Streams(
             *(self.memory, n_streams, 400), n_swa=window, can_roll_back=True, prefixes=self.prefixes, min_salvaged_bytes=0
@@ -124,3 +126,37 @@ def test_several_are_saved_one_after_the_other() -> None:
     setup.advance(6)
 
     assert sorted(setup.stored()) == sorted([LONG.tolist(), OTHER.tolist()])
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_what_came_from_a_file_is_copied_to_memory_only_if_the_file_is_gone(*, is_there: bool) -> None:
+    before = Setup(1)
+    before.streams.release(before.run(LONG))
+    setup = Setup(1, files=before.files)
+    setup.streams.release(setup.run(np.append(LONG, SHORT)))
+    assert setup.prefixes.n_bytes == 0, "as yet it lies in its slot and in the file"
+    [name] = setup.files.stored
+    if not is_there:
+        setup.files.lose(name)
+
+    setup.run(OTHER)
+
+    n_kept = len(SHORT) if is_there else len(LONG) + len(SHORT)
+    assert setup.prefixes.n_bytes == n_kept * setup.prefixes.layout.token_bytes
+    assert setup.n_restorable(np.append(LONG, SHORT)) == len(LONG) + len(SHORT)
+
+
+def test_a_fork_of_a_file_is_written_from_its_slot_and_the_file_is_not_read_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Setup(1)
+    before.streams.release(before.run(LONG))
+    setup = Setup(2, files=before.files)
+    setup.run(SHORT)
+    fork = np.concatenate([LONG[:100], OTHER[:280]])
+    forked = setup.run(fork)
+    setup.streams.release(forked)
+    monkeypatch.setattr(setup.files, "read", lambda name: pytest.fail(f"{name} was read"))
+
+    setup.run(OTHER)
+
+    assert forked.tokens.tolist() == OTHER.tolist(), "it took the fork's slot"
+    assert sorted(map(len, setup.stored())) == [100, len(LONG), len(fork)], "the fork has two files"

@@ -28,16 +28,16 @@ def _context_length(path: Path) -> int:
 
     return context_length(path)
 
+
 ENVIRONMENT = {
     # OpenMP's default, to spin without end, makes a step last up to 160 times as long beside busy neighbours; to sleep at once
     # costs half the speed where a turn of the loop is short (at 100: 0.55 of llama-server, at 3,000: 0.98, at 10,000: 1.00,
-    # at 30,000: 1.03; single stream, AMD EPYC). README says more.
+    # at 40,000: 1.03; single stream, AMD EPYC). README says more.
     "GOMP_SPINCOUNT": "30000",
     # A fatal error otherwise forks a debugger for a trace before the worker may die.
     "GGML_NO_BACKTRACE": "1",
 }
 """Of every process that evaluates."""
-
 
 @hookimpl
 def register_engines() -> Iterable[EngineSpec]:

@@ -48,6 +48,7 @@ from hostler_llamacpp.detour import Detour
 from hostler_llamacpp.drafting import Ngrams
 from hostler_llamacpp.draftmodel import DraftModel
 from hostler_llamacpp.embedding import Embedder
+from hostler_llamacpp.estimate import room_bytes
 from hostler_llamacpp.loading import Loaded
 from hostler_llamacpp.prefixes import Prefixes, unknown_layout
 from hostler_llamacpp.run import Run
@@ -62,8 +63,8 @@ MIN_SHARED_TOKENS = 32
 STORING_S = 2.0
 PREFIX_FILES_CLOSE_S = 5.0
 """What a close may take to look for prefixes worth a file, and to write them: together less than `stop_timeout_s`."""
-MIN_ROOM_BYTES = 128 * 1024 * 1024
-"""Of host memory for streams' states on their way, as far as they come to it."""
+MIN_SCRATCH_BYTES = 128 * 1024 * 1024
+"""So much host memory, at least, a swap of two streams may take for a moment."""
 PIECE_SHARE = 0.85
 """Of a prompt's time for a piece of embeddings, whose length in seconds is known less well: inputs end where they end."""
 CRUMBS = 1.4
@@ -135,7 +136,7 @@ class LlamaCppEngine:
         self._memory_use = MemoryUse(
             weights_bytes=log.buffer_bytes.get("model", 0) or int(llama.llama_model_size(model)),
             kv_bytes=kv_bytes + log.buffer_bytes.get("RS", 0) if loaded.context else 0,
-            compute_bytes=log.buffer_bytes.get("compute", 0) + log.buffer_bytes.get("output", 0) if loaded.context else 0,
+            compute_bytes=self._compute_bytes() if loaded.context else 0,
         )
         template: bytes | None = llama.llama_model_chat_template(model, None)
         self._can_embed = settings.embedding and self._embedder.can_embed
@@ -158,6 +159,9 @@ class LlamaCppEngine:
             warnings=loaded.warnings,
         )
 
+    def _compute_bytes(self) -> int:
+        return log.buffer_bytes.get("compute", 0) + log.buffer_bytes.get("output", 0) + self._streams.room.nbytes
+
     def _start_writing(self, loaded: Loaded, settings: EngineSettings, token_bytes: int, kv_bytes: int) -> None:
         """What a model needs that writes text."""
         model, context = loaded.model, loaded.context
@@ -168,7 +172,6 @@ class LlamaCppEngine:
         self._rows = LogitRows(context, self._vocabulary.n_tokens, loaded.n_slots + loaded.n_draft_rows)
         can_roll_back = not (llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
         self._n_swa = int(llama.llama_model_n_swa(model))
-        room_bytes = max(MIN_ROOM_BYTES, kv_bytes // 8)
         self._streams = Streams(
             StreamMemory(context),
             loaded.n_slots,
@@ -176,12 +179,12 @@ class LlamaCppEngine:
             n_swa=self._n_swa,
             can_roll_back=can_roll_back,
             prefixes=Prefixes(unknown_layout(), ram_bytes=0),
-            room_bytes=room_bytes,
+            room_bytes=room_bytes(kv_bytes, loaded.n_slots),
         )
         self._packing = Packing(
             hole_bytes=int(llama.llama_model_size(model)),
             token_bytes=max(1, token_bytes),
-            scratch_bytes=room_bytes,
+            scratch_bytes=max(MIN_SCRATCH_BYTES, kv_bytes // 8),
         )
         self._speculation = (
             Speculation(loaded, settings, self._vocabulary)

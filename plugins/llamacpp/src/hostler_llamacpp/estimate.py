@@ -18,6 +18,7 @@ from hostler import EngineSettings, GgufHeader, MemoryEstimate, read_gguf_header
 MIB = 1024 * 1024
 PROCESS_BYTES = 64 * MIB
 """A worker before it loads anything: Python, numpy, llama.cpp's libraries, hostler's own modules."""
+MAX_ROOM_BYTES = 32 * MIB
 VOCABULARY_FACTOR = 12
 """Bytes in memory for each byte of tokenizer in the header: hash maps of tokens and merges, and our pieces."""
 CONTEXT_PAD = 256
@@ -76,18 +77,24 @@ def estimate(path: Path, settings: EngineSettings) -> MemoryEstimate:
     else:
         kv = _kv_bytes(header, settings)
         compute = _compute_bytes(header, settings) + (embedding_bytes(header, settings) if settings.embedding else 0)
-        compute += _aside_bytes(header, settings)
+        compute += _aside_bytes(header, settings) + room_bytes(kv, settings.n_parallel)
     own = MemoryEstimate(weights_bytes=weights + repacked, kv_bytes=kv, compute_bytes=compute + vocabulary + PROCESS_BYTES)
     if not settings.draft_path or settings.speculation == "off":
         return own
-    # The draft model has streams as long and as many, and lives in the same process; nothing is guessed for it.
+    # The draft model has streams as long and as many, and lives in the same process; nothing is guessed for it, or kept of it.
     alone = msgspec.structs.replace(settings, draft_path="", speculation="off", embedding=False, extra={"swa_full": True})
     other = estimate(Path(settings.draft_path), alone)
+    shared = PROCESS_BYTES + room_bytes(other.kv_bytes, settings.n_parallel)
     return MemoryEstimate(
         weights_bytes=own.weights_bytes + other.weights_bytes,
         kv_bytes=own.kv_bytes + other.kv_bytes,
-        compute_bytes=own.compute_bytes + other.compute_bytes - PROCESS_BYTES,
+        compute_bytes=own.compute_bytes + other.compute_bytes - shared,
     )
+
+
+def room_bytes(kv_bytes: int, n_slots: int) -> int:
+    """Kept for one stream's state on its way to host memory and back; a larger one gets its own memory for a moment."""
+    return min(MAX_ROOM_BYTES, kv_bytes // n_slots + kv_bytes // n_slots // 32 + 65_536)
 
 
 def context_length(path: Path) -> int:

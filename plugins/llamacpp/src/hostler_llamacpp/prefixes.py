@@ -177,12 +177,28 @@ class Prefixes:
     # -- saving ---------------------------------------------------------------------------------------------------------
 
     def n_saved(self, path: Sequence[PrefixNode]) -> int:
-        """How many tokens of a path need no saving any more. What lies in files alone was put back from there, and the system
-        has it in memory as long as there is room."""
-        nodes = self.tree.saved(list(path))
+        """How many tokens of a path need no saving any more: they are in host memory, or in whole files, which the system
+        has in memory, too, as long as there is room."""
+        nodes = self._whole(self.tree.saved(list(path)))
         while not self.is_exact_anywhere and nodes and not _has_checkpoint(nodes[-1]):
             nodes.pop()
         return nodes[-1].end if nodes else 0
+
+    def _whole(self, nodes: list[PrefixNode]) -> list[PrefixNode]:
+        """Those at the beginning that are kept, or lie in files that are there and that the path has all of: of others a part
+        would have to be read to write a fork."""
+        n_whole, of = 0, None
+        for place, node in enumerate(nodes, 1):
+            run = node.stored
+            if of is None and node.kept is not None:
+                n_whole = place
+                continue
+            if run is None or of not in (None, run) or self._files is None or not self._files.has(run.id):
+                break
+            of = run if node.end < run.end else None
+            if of is None:
+                n_whole = place
+        return nodes[:n_whole]
 
     @property
     def min_lost_tokens(self) -> int:
@@ -304,7 +320,7 @@ class Prefixes:
             assert self._files is not None
             worth = n_tokens * (1.0 + max(one.n_uses for one in waiting)) * (PINNED_WORTH if node.pinned_at else 1.0)
             if not self._files.put(name, parent_id, start, tokens, payload, worth):
-                if parent_id and self._files.is_on and not self._files.n_waiting:
+                if parent_id and not self._files.has(parent_id):
                     self._forget_run(path, parent_id)
                 return
             run = Run(name, start, n_tokens)
@@ -324,6 +340,7 @@ class Prefixes:
             return None
         read: dict[str, Rows] = {}
         if not self._read_into(read, node.stored):
+            self._forget_lost(node)
             return None
         offset = node.stored.start
         return read[node.stored.id].part(node.start - offset, node.end - offset)

@@ -4,8 +4,9 @@ Worker process. All methods run in the engine thread, save `tokenize` and `detok
 sequences and steps; rows, sampling, loading and evaluation have modules of their own.
 
 A step first evaluates a chunk of the prompts that wait, as much as the running answers allow, then one token of every
-sequence that decodes: so who comes late is answered a step earlier. A sequence gets its row when its first chunk is due, not
-before: by then an earlier request with the same beginning may have evaluated it.
+sequence that decodes: so who comes late is answered a step earlier. Where many prompts came together, answers sit out until
+all of them are evaluated, for some seconds at most. A sequence gets its row when its first chunk is due, not before: by then
+an earlier request with the same beginning may have evaluated it.
 """
 
 from __future__ import annotations
@@ -238,7 +239,8 @@ class OnnxGenaiEngine:
             n_tokens,
             lambda run: self._is_due(run, waiting),
             min_tokens=MIN_FRAGMENT_TOKENS,
-            stretch=min(STRETCH, self._n_batch / n_tokens),
+            # A half more, lest rounding cost the last token.
+            stretch=min(STRETCH, (self._n_batch + 0.5) / n_tokens),
         )
         for run, n in chunks:
             row = run.row
