@@ -226,7 +226,7 @@ def _tuned(name: str, lineup: Lineup, round_name: str, seed: int) -> dict[str, f
 
 # -- memory ------------------------------------------------------------------------------------------------------------
 
-SOAK_MORE = {"cache_ram_mib": 64}
+SOAK_MORE = {"cache_ram_mib": 24}
 """Small, so that it is full long before the first quarter is over."""
 
 
