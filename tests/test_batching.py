@@ -278,7 +278,7 @@ def test_no_crumbs_are_left_or_begun_where_an_engine_says_so() -> None:
 def test_a_prompt_as_long_as_a_batch_is_completed_where_a_step_may_be_stretched_so_far(n_tokens: int) -> None:
     prompt = Prompt(512)
 
-    assert share_out([prompt], n_tokens, lambda _: True, stretch=512.5 / n_tokens) == [(prompt, 512)]
+    assert share_out([prompt], n_tokens, lambda _: True, stretch=512 / n_tokens) == [(prompt, 512)]
 
 
 def test_a_prompt_that_is_better_left_for_later_gives_its_tokens_away() -> None:

@@ -264,7 +264,8 @@ def share_out(
     Returns:
         Each with 1 to `n_missing()` tokens, together about `n_tokens`: never more without `stretch`.
     """
-    n_left, n_spare = n_tokens, int(n_tokens * (stretch - 1.0))
+    # The little more is for a stretch that is a quotient of whole numbers: rounding must not cost its last token.
+    n_left, n_spare = n_tokens, int(n_tokens * (stretch - 1.0) + 1e-6)
     chunks: list[tuple[AnyTurn, int]] = []
     for one in sorted(waiting, key=Turn.turn) if len(waiting) > 1 else waiting:
         if n_left < 1:

@@ -352,8 +352,7 @@ class LlamaCppEngine:
         if waiting and not aside_s:
             n_tokens = self._pace.tokens_in(seconds, is_alone=is_alone)
             others = [run for run in waiting if detour is None or run is not detour.run]
-            # A half more, lest rounding cost the last token.
-            stretch = min(CRUMBS, (self._n_chunk + 0.5) / n_tokens) if is_alone else 1.0
+            stretch = min(CRUMBS, self._n_chunk / n_tokens) if is_alone else 1.0
             n_enough = self._pace.n_enough(others) if is_alone else None
             chunks = share_out(others, n_tokens, is_due, stretch=stretch, n_enough=n_enough) if others else []
             if is_alone and self._pace.is_long(sum(n for _, n in chunks)):

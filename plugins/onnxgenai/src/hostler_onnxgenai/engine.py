@@ -239,8 +239,7 @@ class OnnxGenaiEngine:
             n_tokens,
             lambda run: self._is_due(run, waiting),
             min_tokens=MIN_FRAGMENT_TOKENS,
-            # A half more, lest rounding cost the last token.
-            stretch=min(STRETCH, (self._n_batch + 0.5) / n_tokens),
+            stretch=min(STRETCH, self._n_batch / n_tokens),
         )
         for run, n in chunks:
             row = run.row
