@@ -39,6 +39,7 @@ ENVIRONMENT = {
 }
 """Of every process that evaluates."""
 
+
 @hookimpl
 def register_engines() -> Iterable[EngineSpec]:
     """The one engine this plugin brings."""

@@ -92,9 +92,8 @@ class Streams:
         """
         self.memory = memory
         self.prefixes = prefixes
-        # PERF: the system finds the pages of what lies here for a moment once, now: to find them takes longer than to fill
-        # them, and would hold up answers.
-        self.room = np.full(room_bytes, 0, np.uint8)
+        # PERF: of what lies here for a moment the system finds the pages once; to find them takes longer than to fill them.
+        self.room = np.empty(room_bytes, np.uint8)
         """For a state that is used up before the next one comes."""
         self._salvage = Salvage(memory)
         self._min_salvaged_bytes = min_salvaged_bytes
@@ -409,10 +408,9 @@ class Streams:
         Raises:
             EngineFailed: llama.cpp refused its own state; what lay in the streams is lost.
         """
-        rooms = (self.room, None)
         saved = [
             (stream, self.memory.save(stream.number, room) if stream.n_tokens else None)
-            for stream, room in zip((one, other), rooms, strict=True)
+            for stream, room in ((one, self.room), (other, None))
         ]
         one.number, other.number = other.number, one.number
         self.all[one.number], self.all[other.number] = one, other
