@@ -22,12 +22,16 @@ README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding=
 
 SCRIPT = """
 import json, sys, threading, time
+import psutil
 from hostler import EngineSettings, ModelFiles, SamplingParams
 from hostler.testing import RecordingSequence, drive
 from hostler_echo.engine import EchoEngine
 
 def say(text):
     print(text, file=sys.stderr, flush=True)
+
+def resident():
+    return psutil.Process().memory_info().rss
 
 path, extra, prompt = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
 ticks = []
@@ -39,12 +43,14 @@ threading.Thread(target=tick, daemon=True).start()
 engine = EchoEngine()
 engine.load(ModelFiles(path, "echo"), EngineSettings(ctx_len=512, extra=extra), lambda fraction: not say(f"at {fraction}"))
 say("loaded")
+before = resident()
 sequence = RecordingSequence(engine.tokenize(prompt, add_special=True, parse_special=True), SamplingParams(temperature=0.0))
 try:
     drive(engine, [sequence])
 finally:
     say(f"text {sequence.text!r}")
 engine.close()
+say(f"kept {resident() - before}")
 say("closed")
 """
 
@@ -196,15 +202,18 @@ def test_garbage_goes_to_standard_output_through_python_and_past_it(path: Path) 
 
 
 def test_a_leak_stays_resident(path: Path) -> None:
-    import psutil
+    code, _, err = run(path, {}, f"[[echo: leak_bytes={64 * 2**20}]] Hello")
 
-    engine = load(path)
-    before = psutil.Process().memory_info().rss
+    kept = re.search(r"^kept (-?\d+)$", err, re.M)
+    assert code == 0
+    assert kept and int(kept[1]) > 48 * 2**20
 
-    ask(engine, f"[[echo: leak_bytes={64 * 2**20}]] Hello")
-    engine.close()
 
-    assert psutil.Process().memory_info().rss - before > 48 * 2**20
+def test_without_a_leak_little_stays(path: Path) -> None:
+    _, _, err = run(path, {}, "Hello")
+
+    kept = re.search(r"^kept (-?\d+)$", err, re.M)
+    assert kept and int(kept[1]) < 24 * 2**20
 
 
 # -- all the time -----------------------------------------------------------------------------------------------------
