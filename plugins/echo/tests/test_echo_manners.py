@@ -206,14 +206,16 @@ def test_a_leak_stays_resident(path: Path) -> None:
 
     kept = re.search(r"^kept (-?\d+)$", err, re.M)
     assert code == 0
-    assert kept and int(kept[1]) > 48 * 2**20
+    assert kept
+    assert int(kept[1]) > 48 * 2**20
 
 
 def test_without_a_leak_little_stays(path: Path) -> None:
     _, _, err = run(path, {}, "Hello")
 
     kept = re.search(r"^kept (-?\d+)$", err, re.M)
-    assert kept and int(kept[1]) < 24 * 2**20
+    assert kept
+    assert int(kept[1]) < 24 * 2**20
 
 
 # -- all the time -----------------------------------------------------------------------------------------------------
