@@ -16,6 +16,7 @@ def test_plugin_registers_one_engine_for_gguf_files() -> None:
 
     assert (spec.name, spec.formats) == ("llamacpp", ("gguf",))
     assert spec.environment["GOMP_SPINCOUNT"] == "30000"
+    assert spec.environment["MALLOC_MMAP_THRESHOLD_"] == "8388608"
 
 
 def test_plugin_is_found_by_its_entry_point() -> None:
