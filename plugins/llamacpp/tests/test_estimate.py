@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hostler import EngineSettings, InvalidModelFile, read_gguf_header
+from hostler_llamacpp import ENVIRONMENT
 from hostler_llamacpp.estimate import (
     PROCESS_BYTES,
     context_length,
@@ -159,7 +161,9 @@ for _ in engine.embed([range(1000, 1512), *[range(2000, 2030)] * 10]):
     resident.append(psutil.Process().memory_info().rss)
 print(json.dumps(max(resident)))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**ENVIRONMENT, **os.environ}
+    )
     resident = json.loads(done.stdout)
 
     guess = estimate(smollm2_path, EngineSettings(**settings)).total_bytes

@@ -13,6 +13,7 @@ import pytest
 from hostler import InsufficientStorage, InvalidModelFile, InvalidRequest, ModelNotFound, read_gguf_header
 from hostler.config import Settings
 from hostler.library.store import Library
+from hostler_llamacpp import ENVIRONMENT, hugepages
 from hostler_llamacpp.tuning import applying, job, plot, report
 from hostler_llamacpp.tuning.child import StepFailed
 from hostler_llamacpp.tuning.job import Order, Tuned, Tuning
@@ -78,7 +79,8 @@ def test_full_tuning_adds_mixes_between_fine_and_coarse(settings: Settings, work
 
     mixes = [one for one in tuned.variants if one.name.startswith("mix-")]
     assert len(mixes) >= 2
-    assert {"KV type", "mmap", "flash attention"} <= {one.name for one in tuned.settings}
+    how_read = "huge pages" if hugepages.are_given(ENVIRONMENT) else "mmap"
+    assert {"KV type", how_read, "flash attention"} <= {one.name for one in tuned.settings}
     fine, coarse = (tuned.variant(name) for name in ("Q8_0", "Q4_0"))
     assert fine is not None
     assert coarse is not None
@@ -105,7 +107,7 @@ def test_settings_that_are_faster_are_found_one_after_the_other(settings: Settin
 
     best = tuned.best_settings
     assert (best.cpu_threads, best.n_ubatch, best.flash_attn) == (1, 128, False)
-    assert (best.use_mmap, best.has_huge_pages, best.cache_type) == (True, False, "f16")
+    assert (best.use_mmap, best.huge_pages, best.cache_type) == (True, hugepages.are_given(ENVIRONMENT), "f16")
     taken = {(one.name, one.value) for one in tuned.settings if one.is_taken}
     assert {("threads", "1"), ("n_batch / n_ubatch", "512 / 128"), ("flash attention", "off")} <= taken
     assert "KV type" not in {one.name for one in tuned.settings}, "a quantized one needs flash attention"

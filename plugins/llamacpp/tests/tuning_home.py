@@ -27,10 +27,9 @@ def run_here(
     *,
     log: Path,
     show: Callable[..., None],
-    environment: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """As child.run_step, in this process; what was measured is given, so that what is chosen is no matter of luck."""
-    return run_with(speeds_by_size)(step, arguments, log=log, show=show, environment=environment)
+    return run_with(speeds_by_size)(step, arguments, log=log, show=show)
 
 
 Figures = Callable[[Mapping[str, Any]], float]

@@ -14,6 +14,7 @@ from typing import Any
 import llama_cpp as llama
 
 from hostler import EngineSettings, InvalidModelFile, ModelFiles, ModelLoadFailed, Progress, usable_cores
+from hostler_llamacpp import hugepages
 from hostler_llamacpp.binding import log
 from hostler_llamacpp.estimate import draft_rows
 from hostler_llamacpp.machine import Device, gpus
@@ -25,7 +26,7 @@ CONTEXT_PAD = 256
 """llama.cpp rounds a stream's cells up to this."""
 MAX_UBATCH = 512
 MAX_SLOTS = 256
-EXTRAS = frozenset({"check_tensors", "n_ubatch", "rope_freq_base", "rope_freq_scale", "swa_full"})
+EXTRAS = frozenset({"check_tensors", "huge_pages", "n_ubatch", "rope_freq_base", "rope_freq_scale", "swa_full"})
 """What `EngineSettings.extra` may hold here."""
 _STATE_EXTRAS = frozenset({"rope_freq_base", "rope_freq_scale", "swa_full"})
 """Of these the ones that change keys and values."""
@@ -123,7 +124,6 @@ def load(files: ModelFiles, settings: EngineSettings, progress: Progress) -> Loa
     except BaseException:
         llama.llama_model_free(model)
         raise
-    uses_gpu = bool(chosen) and settings.ngl > 0
     return Loaded(
         model=model,
         context=context,
@@ -132,7 +132,7 @@ def load(files: ModelFiles, settings: EngineSettings, progress: Progress) -> Loa
         n_batch=n_batch,
         n_draft_rows=n_rows,
         n_threads=n_threads,
-        device=_device_name(settings, chosen) if uses_gpu else "cpu",
+        device=_device_name(settings, chosen) if uses_gpu(chosen, settings) else "cpu",
         cache_type=cache_type,
         warnings=tuple(warnings),
     )
@@ -199,7 +199,8 @@ def _load_model(path: Path, settings: EngineSettings, chosen: list[Device], prog
         return goes_on
 
     params = llama.llama_model_default_params()
-    params.load_mode = _LOAD_MODES[settings.use_mmap, settings.mlock]
+    is_copied = not uses_gpu(chosen, settings) and hugepages.are_given() and hugepages.are_wanted(path, settings)
+    params.load_mode = _LOAD_MODES[settings.use_mmap and not is_copied, settings.mlock]
     # 15 ms per 100 MB, and without it garbage weights answer with arbitrary tokens.
     params.check_tensors = bool(settings.extra.get("check_tensors", True))
     params.progress_callback = on_progress
@@ -221,6 +222,11 @@ def _load_model(path: Path, settings: EngineSettings, chosen: list[Device], prog
     if is_stopped:
         raise ModelLoadFailed("the load was stopped on request")
     raise _refusal(path, "llama.cpp could not load it")
+
+
+def uses_gpu(chosen: list[Device], settings: EngineSettings) -> bool:
+    """Whether some of the model lies on a GPU."""
+    return bool(chosen) and settings.ngl > 0
 
 
 def _gpu_layers(path: Path, ngl: int) -> int:

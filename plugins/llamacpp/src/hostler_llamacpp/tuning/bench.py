@@ -23,8 +23,8 @@ class Running(msgspec.Struct, frozen=True):
     flash_attn: bool = True
     cache_type: str = "f16"
     use_mmap: bool = True
-    has_huge_pages: bool = False
-    """glibc asks for them (GLIBC_TUNABLES=glibc.malloc.hugetlb=1); no setting of hostler's."""
+    huge_pages: bool = False
+    """Weights are read into them: see hugepages.py."""
 
     def arguments(self) -> dict[str, Any]:
         """As the steps take them."""
@@ -34,12 +34,8 @@ class Running(msgspec.Struct, frozen=True):
             "n_ubatch": self.n_ubatch,
             "flash_attn": self.flash_attn,
             "cache_type": self.cache_type,
-            "use_mmap": self.use_mmap,
+            "use_mmap": self.use_mmap and not self.huge_pages,
         }
-
-    def environment(self) -> dict[str, str]:
-        """Of its process."""
-        return {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if self.has_huge_pages else {}
 
 
 class Effort(msgspec.Struct, frozen=True):

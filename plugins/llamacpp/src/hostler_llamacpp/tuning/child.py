@@ -27,18 +27,14 @@ def run_step(
     *,
     log: Path,
     show: ShowStep,
-    environment: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """As hostler.run_step.
 
     Args:
         step: Name of a module in `steps`.
-        environment: Over the command's own, which goes before ENVIRONMENT.
 
     Raises:
         StepFailed
     """
     ours = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
-    return run_any_step(
-        STEPS, step, arguments, log=log, show=show, environment={**ours, **(environment or {})}, failure=StepFailed
-    )
+    return run_any_step(STEPS, step, arguments, log=log, show=show, environment=ours, failure=StepFailed)

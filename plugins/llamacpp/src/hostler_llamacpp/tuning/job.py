@@ -6,6 +6,7 @@ Process of the command, its one thread. What a step does with llama.cpp stands i
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -16,7 +17,17 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from hostler import HostlerError, InsufficientStorage, Settings, ShowStep, read_gguf_tensors, show_bytes, usable_cores
+from hostler import (
+    EngineSettings,
+    HostlerError,
+    InsufficientStorage,
+    Settings,
+    ShowStep,
+    read_gguf_tensors,
+    show_bytes,
+    usable_cores,
+)
+from hostler_llamacpp import ENVIRONMENT, hugepages
 from hostler_llamacpp.tuning import texts
 from hostler_llamacpp.tuning.bench import BUSY_CORES, Effort, Running, Speeds, compare
 from hostler_llamacpp.tuning.child import StepFailed, run_step
@@ -62,7 +73,7 @@ class RunStep(Protocol):
     """As `child.run_step`; an argument, so that tests can watch and fail."""
 
     def __call__(
-        self, step: str, arguments: dict[str, Any], *, log: Path, show: ShowStep, environment: dict[str, str] | None = None
+        self, step: str, arguments: dict[str, Any], *, log: Path, show: ShowStep
     ) -> dict[str, Any]: ...
 
 
@@ -127,6 +138,7 @@ class Tuning:
         source = order.source
         own = source.settings
         extra = own.get("extra") or {}
+        self._has_huge_pages = hugepages.are_given({**ENVIRONMENT, **os.environ})
         self.start = Running(
             cpu_threads=own.get("cpu_threads") or self._n_cores,
             n_batch=own["n_batch"],
@@ -134,6 +146,8 @@ class Tuning:
             flash_attn=own["flash_attn"],
             cache_type=own["cache_type"],
             use_mmap=own["use_mmap"],
+            huge_pages=self._has_huge_pages
+            and hugepages.are_wanted(source.path, EngineSettings(ctx_len=1, use_mmap=own["use_mmap"], extra=extra)),
         )
         """As the model runs now."""
         self._files = Files(source, work, self._run, self._step, display.show, self._n_cores)
@@ -401,7 +415,7 @@ class Tuning:
             "n_new": effort.n_new,
             "n_repeats": effort.n_repeats,
         }
-        return self._run("speed", arguments, None, running.environment())
+        return self._run("speed", arguments, None)
 
     def _measured(self, name: str, variant: Variant | None, loss: Loss, speeds: Speeds) -> Measured:
         path = self.order.source.path if variant is None else self._files.of(variant)
@@ -429,6 +443,7 @@ class Tuning:
                 n_cores=self._n_cores,
                 n_ctx_train=self.order.source.n_ctx_train or 2048,
                 keeps_loss=keeps_loss,
+                has_huge_pages=self._has_huge_pages,
             )
             search.run(is_quick=quick)
             return Found(search.findings, search.best)
@@ -448,10 +463,8 @@ class Tuning:
         self._display.end(words(result))
         return result
 
-    def _run(
-        self, step: str, arguments: dict[str, Any], show: ShowStep | None, environment: dict[str, str] | None = None
-    ) -> dict[str, Any]:
-        return self._run_step(step, arguments, log=self._work.log(step), show=show or _show_nothing, environment=environment)
+    def _run(self, step: str, arguments: dict[str, Any], show: ShowStep | None) -> dict[str, Any]:
+        return self._run_step(step, arguments, log=self._work.log(step), show=show or _show_nothing)
 
 
 def _show_nothing(text: str, fraction: float | None = None) -> None:

@@ -86,10 +86,6 @@ def explain(tuned: Tuned) -> list[str]:
             f"{-one.gain:+8.1%} of the request's time{'  best' if one.is_taken else ''}"
             for one in tuned.settings
         ]
-    if tuned.best_settings.has_huge_pages:
-        lines.append(
-            "Huge pages are no setting of a model: start the server with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 to have them."
-        )
     return lines
 
 
@@ -117,8 +113,13 @@ def settings_to_apply(tuned: Tuned, now: dict[str, Any]) -> dict[str, Any]:
     taken = {one.name for one in tuned.settings if one.is_taken and one.gain > 0}
     if "threads" in taken:
         changed["cpu_threads"] = best.cpu_threads
+    more: dict[str, Any] = {}
     if best.n_ubatch != (extra.get("n_ubatch") or min(best.n_batch, 512)):
-        changed["extra"] = {**extra, "n_ubatch": best.n_ubatch}
+        more["n_ubatch"] = best.n_ubatch
+    if "huge pages" in taken:
+        more["huge_pages"] = best.huge_pages
+    if more:
+        changed["extra"] = {**extra, **more}
     return changed
 
 

@@ -18,7 +18,6 @@ BATCHES = ((512, 512), (512, 256), (512, 128), (256, 256), (1024, 1024))
 """n_batch, n_ubatch."""
 LONG_PROMPT = 1024
 """So that the larger batches differ."""
-HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -55,10 +54,12 @@ class Search:
         n_cores: int,
         n_ctx_train: int,
         keeps_loss: Callable[[Running], bool],
+        has_huge_pages: bool,
     ) -> None:
         """Nothing is measured yet.
 
         Args:
+            has_huge_pages: Processes of these get some.
             keeps_loss: Whether the model loses no more than is allowed with these settings; asked of KV types only.
         """
         self.best = start
@@ -71,6 +72,7 @@ class Search:
         self._n_cores = n_cores
         self._n_ctx_train = n_ctx_train
         self._keeps_loss = keeps_loss
+        self._has_huge_pages = has_huge_pages
 
     def run(self, *, is_quick: bool) -> Running:
         """Try everything; with `is_quick` threads and batches only."""
@@ -87,9 +89,10 @@ class Search:
         self._try("flash attention", {"on": change(self.best, flash_attn=True), "off": change(self.best, flash_attn=False)})
         if self.best.flash_attn:
             self._try("KV type", {one: change(self.best, cache_type=one) for one in ("f16", "q8_0")}, needs_loss=True)
-        self._try("mmap", {"on": change(self.best, use_mmap=True), "off": change(self.best, use_mmap=False)})
-        if has_huge_pages():
-            self._try("huge pages", {"off": self.best, "on": change(self.best, has_huge_pages=True)})
+        if self._has_huge_pages:
+            self._try("huge pages", {"on": change(self.best, huge_pages=True), "off": change(self.best, huge_pages=False)})
+        if not self.best.huge_pages:
+            self._try("mmap", {"on": change(self.best, use_mmap=True), "off": change(self.best, use_mmap=False)})
         return self.best
 
     def _try(
@@ -122,11 +125,3 @@ def is_surely_faster(one: Speeds, base: Speeds) -> bool:
     """Whether the difference is more than the noise of measuring."""
     slowest = request_s(one.prefill.min, one.decode.min)
     return one.request_s <= (1 - LEAST_GAIN) * base.request_s and slowest <= base.request_s
-
-
-def has_huge_pages() -> bool:
-    """Whether the system gives huge pages to those who ask, and only to them."""
-    try:
-        return "[madvise]" in HUGE_PAGES.read_text()
-    except OSError:
-        return False
