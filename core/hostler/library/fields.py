@@ -202,7 +202,7 @@ SETTINGS: tuple[Field, ...] = (
         is_name=True,
     ),
     Field("n_draft_max", int, 32, "Most tokens guessed at once for one answer.", 1, 48, aliases=("draft_max",)),
-    Field("use_mmap", bool, True, "Map weight files instead of reading them."),
+    Field("use_mmap", bool, True, "Map weight files instead of reading them, where the engine does not know better."),
     Field("mlock", bool, False, "Keep weights from being swapped out."),
     Field("grp_attn_n", int, 1, "Self-extend: group size.", 1, LARGEST),
     Field("grp_attn_w", int, 512, "Self-extend: window.", 1, LARGEST),
