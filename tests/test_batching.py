@@ -254,7 +254,7 @@ def test_a_step_that_is_long_enough_ends_with_a_complete_prompt() -> None:
 
 
 def test_enough_is_what_an_answer_waits_for_and_follows_the_machine(pace: Pace) -> None:
-    assert pace.n_enough([Prompt(70)] * 4) == int(ANSWER_STEP_S / 0.002)
+    assert pace.n_enough([Prompt(70)] * 2) == int(ANSWER_STEP_S / 0.002)
     assert pace.n_enough([Prompt(90)] * 16) == 90 * 16 // ANSWER_STEPS
     assert Pace(512, 4).n_enough([Prompt(70)]) < 512, "nothing is known yet"
 
