@@ -92,8 +92,9 @@ class Streams:
         """
         self.memory = memory
         self.prefixes = prefixes
-        # PERF: of what lies here for a moment the system finds the pages once; to find them takes longer than to fill them.
-        self.room = np.empty(room_bytes, np.uint8)
+        # PERF: the system finds the pages of what lies here for a moment once, now: to find them takes longer than to fill
+        # them, and would hold up answers; and a worker does not grow with the longest sequence that it has seen.
+        self.room = np.full(room_bytes, 0, np.uint8)
         """For a state that is used up before the next one comes."""
         self._salvage = Salvage(memory)
         self._min_salvaged_bytes = min_salvaged_bytes
