@@ -163,6 +163,33 @@ def test_a_short_prompt_passes_a_long_one_that_is_aside(loaded: Loaded) -> None:
     driver.cancel_all()
 
 
+@pytest.mark.parametrize("answer_goes_on", [True, False])
+def test_who_waits_for_the_beginning_of_a_prompt_that_is_aside_does_not_wait_forever(
+    loaded: Loaded, *, answer_goes_on: bool
+) -> None:
+    """The short one goes first, and is left for later: it waits for what only the long one's turn brings."""
+    tokens = prompt(900, 57 + answer_goes_on)
+    driver = loaded.driver()
+    talking = loaded.sequence(prompt(10, 3), TALKING)
+    driver.add(talking)
+    driver.step_until(lambda: len(talking.token_ids) >= 2)
+    for run in loaded.engine._runs.values():
+        run.begun_s -= 60.0
+    late = loaded.sequence(tokens)
+    driver.add(late)
+    driver.step()
+    assert loaded.engine._detour.run is not None
+    short = loaded.sequence([*tokens[:60], *prompt(20, 59)])
+    driver.add(short)
+    if not answer_goes_on:
+        driver.cancel(talking)
+
+    driver.step_until(lambda: bool(short.token_ids) and bool(late.token_ids), max_steps=350)
+
+    assert answer_goes_on is not talking.is_over, "it was not the answer's end that helped"
+    driver.cancel_all()
+
+
 def test_models_that_cannot_move_rows_and_users_who_do_not_want_it_have_none(load: Callable[..., Loaded]) -> None:
     assert load("gemma3").engine._detour is None
     assert load("llama", extra={"prefill_aside": False}).engine._detour is None

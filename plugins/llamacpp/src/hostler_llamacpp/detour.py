@@ -59,6 +59,12 @@ class Detour:
             return 0.0
         return min(seconds, self._pace.prompt_s(n_decoding)) if self.run is first else 0.0
 
+    def awaited_s(self, n_decoding: int, seconds: float) -> float:
+        """As room_s, where others go first and all of them wait for the beginning of the prompt that is evaluated aside."""
+        if not self.aside.is_usable or self.run is None or self.run.sink.is_paused:
+            return 0.0
+        return min(seconds, self._pace.prompt_s(n_decoding))
+
     def is_worth(self, n_missing: int, n_done: int, seconds: float) -> bool:
         """Whether a prompt of which so much is missing behind so much is better evaluated aside than in chunks of so many
         seconds."""

@@ -355,6 +355,8 @@ class LlamaCppEngine:
             stretch = min(CRUMBS, self._n_chunk / n_tokens) if is_alone else 1.0
             n_enough = self._pace.n_enough(others) if is_alone else None
             chunks = share_out(others, n_tokens, is_due, stretch=stretch, n_enough=n_enough) if others else []
+            if others and not chunks and detour is not None:  # they wait for what is evaluated aside
+                aside_s = detour.awaited_s(len(decoding), seconds)
             if is_alone and self._pace.is_long(sum(n for _, n in chunks)):
                 decoding = []
         if not decoding and not chunks:
