@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from hostler import Pace
+from hostler.testing import Driver, RecordingSequence
 from hostler_llamacpp.aside import Aside
 from hostler_llamacpp.detour import Detour
 
@@ -64,14 +65,20 @@ def test_a_prompt_of_a_few_chunks_goes_aside_and_the_more_lies_before_it_the_lon
     assert [is_worth(n, 6400) for n in (129, 130)] == [False, True]
 
 
-def beside_talk(loaded: Loaded, tokens: list[int], *, cache_prompt: bool):
-    """The answer to a prompt beside a running one, and the number of steps until its first token."""
+def talk(loaded: Loaded) -> tuple[Driver, RecordingSequence]:
+    """An answer that has run for so long that it has to flow."""
     driver = loaded.driver()
     talking = loaded.sequence(prompt(10, 3), TALKING)
     driver.add(talking)
     driver.step_until(lambda: len(talking.token_ids) >= 2)
     for run in loaded.engine._runs.values():
-        run.begun_s -= 60.0  # long ago, so that it has to flow
+        run.begun_s -= 60.0
+    return driver, talking
+
+
+def beside_talk(loaded: Loaded, tokens: list[int], *, cache_prompt: bool):
+    """The answer to a prompt beside a running one, and the number of steps until its first token."""
+    driver, talking = talk(loaded)
     late = loaded.sequence(tokens, cache_prompt=cache_prompt)
     driver.add(late)
     n_steps, has_been_aside = 0, False
@@ -123,12 +130,7 @@ def test_what_was_evaluated_aside_is_found_again(loaded: Loaded) -> None:
 
 def test_a_prompt_that_is_cancelled_aside_leaves_its_complete_chunks_and_room_for_the_next(loaded: Loaded) -> None:
     tokens = prompt(900, 54)
-    driver = loaded.driver()
-    talking = loaded.sequence(prompt(10, 3), TALKING)
-    driver.add(talking)
-    driver.step_until(lambda: len(talking.token_ids) >= 2)
-    for run in loaded.engine._runs.values():
-        run.begun_s -= 60.0
+    driver, _ = talk(loaded)
     late = loaded.sequence(tokens)
     driver.add(late)
     driver.step_until(lambda: late.n_prefilled > 0)
@@ -145,12 +147,7 @@ def test_a_prompt_that_is_cancelled_aside_leaves_its_complete_chunks_and_room_fo
 
 
 def test_a_short_prompt_passes_a_long_one_that_is_aside(loaded: Loaded) -> None:
-    driver = loaded.driver()
-    talking = loaded.sequence(prompt(10, 3), TALKING)
-    driver.add(talking)
-    driver.step_until(lambda: len(talking.token_ids) >= 2)
-    for run in loaded.engine._runs.values():
-        run.begun_s -= 60.0
+    driver, _ = talk(loaded)
     late = loaded.sequence(prompt(900, 55), cache_prompt=False)
     driver.add(late)
     driver.step()
@@ -169,12 +166,7 @@ def test_who_waits_for_the_beginning_of_a_prompt_that_is_aside_does_not_wait_for
 ) -> None:
     """The short one goes first, and is left for later: it waits for what only the long one's turn brings."""
     tokens = prompt(900, 57 + answer_goes_on)
-    driver = loaded.driver()
-    talking = loaded.sequence(prompt(10, 3), TALKING)
-    driver.add(talking)
-    driver.step_until(lambda: len(talking.token_ids) >= 2)
-    for run in loaded.engine._runs.values():
-        run.begun_s -= 60.0
+    driver, talking = talk(loaded)
     late = loaded.sequence(tokens)
     driver.add(late)
     driver.step()
