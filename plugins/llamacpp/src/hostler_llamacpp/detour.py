@@ -57,7 +57,7 @@ class Detour:
         first = min(waiting, key=Run.turn)
         if self.run is None and (is_alone or not self._leaves(first, seconds, is_due)):
             return 0.0
-        return min(seconds, self._pace.prompt_s(n_decoding)) if self.run is first else 0.0
+        return self.awaited_s(n_decoding, seconds) if self.run is first else 0.0
 
     def awaited_s(self, n_decoding: int, seconds: float) -> float:
         """As room_s, where others go first and all of them wait for the beginning of the prompt that is evaluated aside."""

@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hostler import EngineSettings
+from hostler_llamacpp import ENVIRONMENT
 from hostler_llamacpp.estimate import other_parts
 
 POLICY = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-TUNABLE = "glibc.malloc.hugetlb=1"
 MOST_COPIED_BYTES = 1 << 30
 """Weights beyond are mapped all the same, unless the user wants it otherwise: a start would take more than 2 s longer
 (measured: 0.1 to 0.2 s for 100 MB, most of it the system's search for pages)."""
@@ -34,7 +34,8 @@ def are_given(environ: Mapping[str, str] = os.environ) -> bool:
         policy = POLICY.read_text()
     except OSError:
         return False  # no Linux, or a kernel without them
-    return "[always]" in policy or ("[madvise]" in policy and TUNABLE in environ.get("GLIBC_TUNABLES", ""))
+    is_asked = ENVIRONMENT["GLIBC_TUNABLES"] in environ.get("GLIBC_TUNABLES", "")
+    return "[always]" in policy or ("[madvise]" in policy and is_asked)
 
 
 def are_wanted(path: Path, settings: EngineSettings) -> bool:

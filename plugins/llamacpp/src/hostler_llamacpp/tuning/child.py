@@ -21,13 +21,7 @@ class StepFailed(AnyStepFailed):
     code = "tuning_failed"
 
 
-def run_step(
-    step: str,
-    arguments: Mapping[str, Any],
-    *,
-    log: Path,
-    show: ShowStep,
-) -> dict[str, Any]:
+def run_step(step: str, arguments: Mapping[str, Any], *, log: Path, show: ShowStep) -> dict[str, Any]:
     """As hostler.run_step.
 
     Args:
