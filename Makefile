@@ -25,6 +25,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 BUILD := build/$(subst /,_,$(VENV))
 
 core_sources := pyproject.toml CMakeLists.txt $(shell find cpp -type f -not -path 'cpp/tests/*' 2>/dev/null)
+llamacpp_sources := $(addprefix plugins/llamacpp/,pyproject.toml CMakeLists.txt) $(shell find plugins/llamacpp/cpp -type f -not -path '*/tests/*')
 core := $(VENV)/.stamp-core
 llamacpp := $(VENV)/.stamp-llamacpp
 onnxgenai := $(VENV)/.stamp-onnxgenai
@@ -53,7 +54,8 @@ test: install $(echo_engine) $(remote) $(test_tools) test-native ## every test b
 
 test-native: $(VENV)/.stamp-venv ## the C++ tests under ASan+UBSan and under TSan
 	@mkdir -p $(BUILD)
-	cpp/tests/run.sh $(BUILD)/cpp-tests
+	cpp/tests/run.sh $(BUILD)/cpp-tests .
+	cpp/tests/run.sh $(BUILD)/llamacpp-tests plugins/llamacpp
 
 lint: $(core) $(lint_tools) ## ruff and mypy (strict on core)
 	$(BIN)/ruff check .
@@ -97,7 +99,7 @@ $(core): $(core_sources) $(VENV)/.stamp-build-tools
 	@$(PIP) --no-build-isolation -e .
 	@touch $@
 
-$(llamacpp): plugins/llamacpp/pyproject.toml | $(core)
+$(llamacpp): $(llamacpp_sources) | $(core)
 	@echo 'installing the llama.cpp plugin; the first time llama.cpp itself is compiled, which takes 5 to 20 minutes'
 	@mkdir -p $(BUILD)
 	@$(PY) .ci/show_progress.py $(BUILD)/llamacpp.log -- \

@@ -1,15 +1,17 @@
 #!/bin/sh
-# Configure, build and run the C++ tests under AddressSanitizer + UBSan and under ThreadSanitizer.
+# Configure, build and run C++ tests under AddressSanitizer + UBSan and under ThreadSanitizer.
 #
-#     cpp/tests/run.sh BUILD_DIR        exit code 0 when every test of both builds passed
+#     cpp/tests/run.sh BUILD_DIR SOURCE_DIR      exit code 0 when every test of both builds passed
+#
+# SOURCE_DIR is the folder of a CMakeLists.txt that knows HOSTLER_TESTS and HOSTLER_SANITIZE: this one's or a plugin's.
 #
 # CXX chooses the compiler, HOSTLER_JOBS the number of parallel compilers and tests (default 2).
 set -eu
-if [ $# -ne 1 ]; then
-  echo "usage: $0 BUILD_DIR" >&2
+if [ $# -ne 2 ]; then
+  echo "usage: $0 BUILD_DIR SOURCE_DIR" >&2
   exit 2
 fi
-source_dir=$(cd "$(dirname "$0")/../.." && pwd)
+source_dir=$(cd "$2" && pwd)
 mkdir -p "$1"
 build_dir=$(cd "$1" && pwd)
 jobs=${HOSTLER_JOBS:-2}

@@ -1,16 +1,19 @@
-"""The committed stub says what the built module is, so that mypy checks against the truth."""
+"""The committed stubs say what the built modules are, so that mypy checks against the truth."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 from pathlib import Path
 
 import pytest
 
-from hostler import _native
-
-STUB = Path(__file__).resolve().parents[2] / "core" / "hostler" / "_native.pyi"
+ROOT = Path(__file__).resolve().parents[2]
+STUBS = {
+    "hostler._native": "core/hostler/_native.pyi",
+    "hostler_llamacpp._kernels": "plugins/llamacpp/src/hostler_llamacpp/_kernels.pyi",
+}
 
 
 def meaning(source: str) -> str:
@@ -22,9 +25,11 @@ def meaning(source: str) -> str:
     return ast.unparse(tree)
 
 
-def test_stub_is_the_one_of_the_built_module() -> None:
-    """If this fails: `make install`, then `python -m nanobind.stubgen -m hostler._native -o core/hostler/_native.pyi`."""
-    generator = pytest.importorskip("nanobind.stubgen").StubGen(_native)
-    generator.put(_native)
+@pytest.mark.parametrize("name", STUBS)
+def test_stub_is_the_one_of_the_built_module(name: str) -> None:
+    """If this fails: `make install`, then `python -m nanobind.stubgen -m NAME -o STUB`."""
+    module = importlib.import_module(name)
+    generator = pytest.importorskip("nanobind.stubgen").StubGen(module)
+    generator.put(module)
 
-    assert meaning(STUB.read_text(encoding="utf-8")) == meaning(generator.get())
+    assert meaning((ROOT / STUBS[name]).read_text(encoding="utf-8")) == meaning(generator.get())

@@ -14,7 +14,7 @@ from typing import Any
 import llama_cpp as llama
 
 from hostler import EngineSettings, InvalidModelFile, ModelFiles, ModelLoadFailed, Progress, usable_cores
-from hostler_llamacpp import hugepages
+from hostler_llamacpp import hugepages, kernels
 from hostler_llamacpp.binding import log
 from hostler_llamacpp.estimate import draft_rows
 from hostler_llamacpp.machine import Device, gpus
@@ -26,9 +26,9 @@ CONTEXT_PAD = 256
 """llama.cpp rounds a stream's cells up to this."""
 MAX_UBATCH = 512
 MAX_SLOTS = 256
-EXTRAS = frozenset({"check_tensors", "huge_pages", "n_ubatch", "rope_freq_base", "rope_freq_scale", "swa_full"})
+EXTRAS = frozenset({"check_tensors", "huge_pages", "n_ubatch", "repack", "rope_freq_base", "rope_freq_scale", "swa_full"})
 """What `EngineSettings.extra` may hold here."""
-_STATE_EXTRAS = frozenset({"rope_freq_base", "rope_freq_scale", "swa_full"})
+_STATE_EXTRAS = frozenset({"repack", "rope_freq_base", "rope_freq_scale", "swa_full"})
 """Of these the ones that change keys and values."""
 
 _LOAD_MODES = {(False, False): 0, (True, False): 1, (False, True): 2, (True, True): 3}
@@ -101,6 +101,7 @@ def load(files: ModelFiles, settings: EngineSettings, progress: Progress) -> Loa
     chosen = gpus(settings.device)
     if not chosen and settings.device == "auto" and settings.ngl not in (0, EngineSettings(ctx_len=1).ngl):
         warnings.append(f"ngl is {settings.ngl}, but this build of llama-cpp-python finds no GPU; all layers run on the CPU")
+    warnings += kernels.attach()
     log.reset()
     _report(progress, 0.0)
     model = _load_model(path, settings, chosen, progress)
@@ -201,6 +202,8 @@ def _load_model(path: Path, settings: EngineSettings, chosen: list[Device], prog
     params = llama.llama_model_default_params()
     is_copied = not uses_gpu(chosen, settings) and hugepages.are_given() and hugepages.are_wanted(path, settings)
     params.load_mode = _LOAD_MODES[settings.use_mmap and not is_copied, settings.mlock]
+    # llama-server's --repack: llama.cpp's own packed layouts, and ours (kernels.py).
+    params.use_extra_bufts = bool(settings.extra.get("repack", True))
     # 15 ms per 100 MB, and without it garbage weights answer with arbitrary tokens.
     params.check_tensors = bool(settings.extra.get("check_tensors", True))
     params.progress_callback = on_progress

@@ -15,7 +15,7 @@ import llama_cpp as llama
 import numpy as np
 
 from hostler import EngineSettings
-from hostler_llamacpp import loading
+from hostler_llamacpp import kernels, loading
 from hostler_llamacpp.binding import Batch, log, short
 from hostler_llamacpp.vocabulary import Vocabulary
 
@@ -57,6 +57,7 @@ class Opened:
             flash_attn, cache_type, use_mmap: As the settings of the same name.
             on_node: A `ggml_backend_sched_eval_callback`, or None.
         """
+        kernels.attach()
         log.reset()
         params = llama.llama_model_default_params()
         params.load_mode = 1 if use_mmap else 0

@@ -1,0 +1,21 @@
+"""
+Products of quantized matrices for llama.cpp's CPU backend. Import hostler_llamacpp.kernels instead.
+"""
+
+
+
+class NotAttached(Exception):
+    pass
+
+def attach(llama_library: str) -> list[str]:
+    """
+    Have matrices packed from now on; which types, with which instructions. NotAttached says why not.
+    """
+
+def kernels() -> list[tuple[str, str]]:
+    """Pairs of a type and an instruction set that this processor can run."""
+
+def multiply(type: str, instruction_set: str, matrix: bytes, vectors: bytes, n_rows: int) -> bytes:
+    """
+    Products (n_vectors, n_rows) of a matrix, as files hold it, and float32 vectors: for tests.
+    """
