@@ -15,7 +15,9 @@ constexpr const char* kVersion = "0.25.3";
 constexpr int kBackendApi = 2;
 
 constexpr int kTypeF32 = 0;
+constexpr int kTypeF16 = 1;
 constexpr int kOpMulMat = 29;
+constexpr int kOpFlashAttnExt = 74;
 constexpr int kStatusSuccess = 0;
 
 struct Buffer;

@@ -2,14 +2,18 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <cstdint>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
+#include "attention.h"
+#include "cpu_backend.h"
 #include "packed.h"
-#include "packed_buffer.h"
 
 
 namespace nb = nanobind;
@@ -57,16 +61,65 @@ nb::bytes multiply(const std::string& type, const std::string& instruction_set, 
   return nb::bytes(products.data(), products.size() * sizeof(float));
 }
 
+/// n_heads, n_kv_heads, n_tokens, n_streams.
+using Shape = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
+
+nb::bytes attend(const nb::bytes& q, const nb::bytes& k, const nb::bytes& v, const nb::bytes& mask, const Shape& shape,
+                 float scale, int n_threads) {
+  const auto [n_heads, n_kv_heads, n_tokens, n_streams] = shape;
+  attention::Problem problem{};
+  const std::int64_t n_q_rows = n_streams * n_tokens * n_heads;
+  problem.width = n_q_rows > 0 ? static_cast<std::int64_t>(q.size() / sizeof(float)) / n_q_rows : 0;
+  const std::int64_t row = n_kv_heads * problem.width;  // of keys, and of values
+  problem.n_heads = n_heads;
+  problem.n_kv_heads = n_kv_heads;
+  problem.n_tokens = n_tokens;
+  problem.n_positions = n_streams > 0 && row > 0 ? static_cast<std::int64_t>(k.size() / 2) / row / n_streams : 0;
+  problem.n_streams = n_streams;
+  problem.scale = scale;
+  const auto n_mask = static_cast<std::size_t>(n_streams * n_tokens * problem.n_positions);
+  if (problem.n_positions == 0 || q.size() != static_cast<std::size_t>(n_q_rows * problem.width) * sizeof(float) ||
+      k.size() != static_cast<std::size_t>(n_streams * problem.n_positions * row) * 2 || v.size() != k.size() ||
+      (mask.size() != 0 && mask.size() != 2 * n_mask) || n_threads < 1 || !attention::can_attend(problem)) {
+    throw nb::value_error("there is no kernel for this shape on this processor");
+  }
+  const auto bytes = [](std::int64_t n, std::size_t size) { return static_cast<std::size_t>(n) * size; };
+  const std::int64_t q_row = n_heads * problem.width;
+  problem.q = {static_cast<const char*>(q.data()), bytes(q_row, 4), bytes(problem.width, 4), bytes(n_tokens * q_row, 4)};
+  problem.k = {static_cast<const char*>(k.data()), bytes(row, 2), bytes(problem.width, 2), bytes(problem.n_positions * row, 2)};
+  problem.v = problem.k;
+  problem.v.data = static_cast<const char*>(v.data());
+  if (mask.size() != 0) {
+    problem.mask = {static_cast<const char*>(mask.data()), bytes(problem.n_positions, 2), 0,
+                    bytes(n_tokens * problem.n_positions, 2)};
+  }
+  std::vector<float> out(q.size() / sizeof(float));
+  problem.out = out.data();
+  const attention::Plan plan = attention::make_plan(problem, n_threads);
+  std::vector<float> partials(plan.partial_bytes / sizeof(float));
+  std::vector<char> scratch(plan.scratch_bytes + 64);
+  const auto aligned = (reinterpret_cast<std::uintptr_t>(scratch.data()) + 63) / 64 * 64;
+  for (std::int64_t unit = 0; unit < plan.n_units; ++unit) {
+    attention::attend(problem, plan, unit, unit + 1, reinterpret_cast<char*>(aligned), partials.data());
+  }
+  if (plan.is_split) {
+    for (int part = 0; part < n_threads; ++part) attention::merge(problem, plan, part, n_threads, partials.data());
+  }
+  return nb::bytes(out.data(), out.size() * sizeof(float));
+}
+
 }  // namespace
 }  // namespace hostler
 
 NB_MODULE(_kernels, module) {
   using namespace hostler;
-  module.doc() = "Products of quantized matrices for llama.cpp's CPU backend. Import hostler_llamacpp.kernels instead.";
+  module.doc() = "Products of quantized matrices and attention for llama.cpp's CPU backend. Import hostler_llamacpp.kernels instead.";
   nb::exception<NotAttached>(module, "NotAttached");
-  module.def("attach", attach_packed_buffers, "llama_library"_a,
+  module.def("attach", attach_to_cpu_backend, "llama_library"_a,
              "Have matrices packed from now on; which types, with which instructions. NotAttached says why not.");
   module.def("kernels", kernels, "Pairs of a type and an instruction set that this processor can run.");
   module.def("multiply", multiply, "type"_a, "instruction_set"_a, "matrix"_a, "vectors"_a, "n_rows"_a,
              "Products (n_vectors, n_rows) of a matrix, as files hold it, and float32 vectors: for tests.");
+  module.def("attend", attend, "q"_a, "k"_a, "v"_a, "mask"_a, "shape"_a, "scale"_a, "n_threads"_a,
+             "Attention (n_streams, n_tokens, n_heads, width) of float32 over float16; cut as for n_threads: for tests.");
 }

@@ -15,6 +15,7 @@ from hostler_llamacpp import _kernels, kernels
 from hostler_llamacpp.tuning.steps import quantize
 
 from .running import GREEDY, Loaded, prompt
+from .tiny_models import requantized
 
 pytestmark = pytest.mark.skipif(not _kernels.kernels(), reason="there are no kernels for this processor")
 
@@ -128,15 +129,6 @@ def test_llama_cpp_is_the_one_whose_layouts_are_known() -> None:
     assert kernels.attach() == []
 
 
-def requantized(source: Path, path: Path, kind: str) -> Path:
-    arguments = {
-        "source": str(source), "out": str(path), "type": kind, "n_threads": 1, "is_pure": True,
-        "overrides": [], "output_type": "", "embedding_type": "", "importance": "",
-    }  # fmt: skip
-    quantize.run(arguments, lambda *_: None)
-    return path
-
-
 @pytest.mark.parametrize("kind", ["Q4_1", "Q8_0"])
 def test_a_loaded_model_is_multiplied_by_them_as_well_as_by_llama_cpp(
     kind: str, models: Path, tmp_path: Path, load: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
@@ -178,7 +170,7 @@ static int registry[8] = {%(api)s};
 void* ggml_backend_cpu_reg(void) { return registry; }
 const char* ggml_version(void) { return "%(version)s"; }
 const char* ggml_type_name(int type) { return type == 3 ? "q4_1" : type == 8 ? "q8_0" : "f32"; }
-const char* ggml_op_name(int op) { return op == 29 ? "%(op)s" : "NONE"; }
+const char* ggml_op_name(int op) { return op == 29 ? "%(op)s" : op == 74 ? "FLASH_ATTN_EXT" : "NONE"; }
 """
 
 

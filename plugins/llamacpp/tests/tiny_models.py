@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from hostler_llamacpp.tuning.steps import quantize
+
 ALIGNMENT = 32
 _U16, _U32, _I32, _F32, _BOOL, _STRING, _ARRAY = 2, 4, 5, 6, 7, 8, 9
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
@@ -220,6 +222,20 @@ def _attention_layers(extra_norms: Iterable[str], n_layers: int = N_LAYERS) -> d
 
 def _matrix(random: np.random.Generator, n_out: int, n_in: int) -> np.ndarray:
     return random.normal(0, 1 / np.sqrt(n_in), (n_out, n_in))
+
+
+def requantized(source: Path, path: Path, kind: str) -> Path:
+    """A model in another type, every weight of it.
+
+    Args:
+        kind: A key of quantize.FILE_TYPES.
+    """
+    arguments = {
+        "source": str(source), "out": str(path), "type": kind, "n_threads": 1, "is_pure": True,
+        "overrides": [], "output_type": "", "embedding_type": "", "importance": "",
+    }  # fmt: skip
+    quantize.run(arguments, lambda *_: None)
+    return path
 
 
 def _write(path: Path, metadata: dict[str, object], tensors: dict[str, np.ndarray]) -> Path:

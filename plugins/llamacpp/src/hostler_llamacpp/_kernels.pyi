@@ -1,5 +1,5 @@
 """
-Products of quantized matrices for llama.cpp's CPU backend. Import hostler_llamacpp.kernels instead.
+Products of quantized matrices and attention for llama.cpp's CPU backend. Import hostler_llamacpp.kernels instead.
 """
 
 
@@ -18,4 +18,9 @@ def kernels() -> list[tuple[str, str]]:
 def multiply(type: str, instruction_set: str, matrix: bytes, vectors: bytes, n_rows: int) -> bytes:
     """
     Products (n_vectors, n_rows) of a matrix, as files hold it, and float32 vectors: for tests.
+    """
+
+def attend(q: bytes, k: bytes, v: bytes, mask: bytes, shape: tuple[int, int, int, int], scale: float, n_threads: int) -> bytes:
+    """
+    Attention (n_streams, n_tokens, n_heads, width) of float32 over float16; cut as for n_threads: for tests.
     """

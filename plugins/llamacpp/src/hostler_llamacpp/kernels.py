@@ -1,9 +1,10 @@
-"""Our products of quantized matrices (cpp/), where llama.cpp has none that are made for several vectors.
+"""Our products of quantized matrices and our attention (cpp/), where llama.cpp has none that are made for several vectors.
 
 On x86 llama.cpp packs some types for its fast kernels and multiplies the others, Q4_1 and Q8_0 among them, one row with one
-vector at a time. SmolLM2-135M in Q4_1, 2 threads of an AMD EPYC (Zen 5), llama.cpp's and ours: prefill 482 and 2,500 tokens/s,
-decode 168 and 430, four sequences a step 13.9 and 3.1 ms. Values are rounded as llama.cpp does it, so that texts differ as
-they do between its own kernels, at near-ties.
+vector at a time; and its flash attention takes heads one by one though they share keys. SmolLM2-135M in Q4_1, 2 threads of
+an AMD EPYC (Zen 5), llama.cpp's and ours: prefill of 512 482 and 3,100 tokens/s, behind 1,536 tokens 338 and 1,600; decode
+168 and 400; four sequences a step 13.9 and 2.9 ms. Values are rounded as llama.cpp does it, so that texts differ as they do
+between its own kernels, at near-ties.
 
 Processes that load models. The setting `repack` of a model (in `extra`) turns it off, with llama.cpp's own packing.
 """

@@ -1,14 +1,16 @@
 // llama.cpp asks its CPU backend for "extra" buffer types, tries each with each matrix, and puts a matrix into the first one
 // that says it can multiply it; the product is then left to the traits that the type names. ggml's own repacked types come in
-// the same way. Ours is put behind them, so that it gets only what they do not want.
+// the same way. Ours is put behind them, so that it gets only what they do not want. Before it computes an operation, whatever it
+// is, the backend asks these types for traits that do it; so attention comes in as well, which has no matrix of ours.
 //
 // Ownership: the type, its traits and the table of ggml's functions live as long as the process. ggml's threads call
 // compute_forward together, all with the same operation; everything else is called by the thread that loads.
-#include "packed_buffer.h"
+#include "cpu_backend.h"
 
 #include <algorithm>
 #include <cstring>
 
+#include "attention.h"
 #include "ggml_layout.h"
 #include "packed.h"
 
@@ -20,7 +22,7 @@ namespace hostler {
 
 #ifndef HOSTLER_X86
 
-std::vector<std::string> attach_packed_buffers(const std::string&) { return {}; }
+std::vector<std::string> attach_to_cpu_backend(const std::string&) { return {}; }
 
 #else
 
@@ -120,6 +122,75 @@ class PackedProduct final : public ggml::TensorTraits {
   packed::Kernels kernels_;
 };
 
+/// GGML_OP_FLASH_ATTN_EXT where keys and values are float16 and nothing unusual is asked for.
+class Attention final : public ggml::TensorTraits {
+ public:
+  static bool can_attend(const Tensor* op) {
+    const Tensor* mask = op->src[3];
+    const bool has_mask = mask == nullptr || (mask->ne[2] == 1 && mask->nb[0] == sizeof(std::uint16_t));
+    float max_bias;
+    float softcap;
+    std::memcpy(&max_bias, op->op_params + 1, sizeof max_bias);
+    std::memcpy(&softcap, op->op_params + 2, sizeof softcap);
+    const Tensor& q = *op->src[0];
+    const Tensor& k = *op->src[1];
+    const Tensor& v = *op->src[2];
+    return has_mask && op->src[4] == nullptr && max_bias == 0.0f && softcap == 0.0f && q.type == ggml::kTypeF32 &&
+           k.type == ggml::kTypeF16 && v.type == ggml::kTypeF16 && q.nb[0] == sizeof(float) && k.nb[0] == 2 && v.nb[0] == 2 &&
+           k.ne[0] == v.ne[0] && k.ne[2] == v.ne[2] && q.ne[3] == k.ne[3] && attention::can_attend(problem_of(op));
+  }
+
+  bool work_size(int n_threads, const Tensor* op, std::size_t& size) override {
+    const attention::Plan plan = attention::make_plan(problem_of(op), n_threads);
+    size = kAlignment + plan.scratch_bytes * static_cast<std::size_t>(n_threads) + plan.partial_bytes;
+    return true;
+  }
+
+  bool compute_forward(ComputeParams* params, Tensor* op) override {
+    const attention::Problem problem = problem_of(op);
+    const attention::Plan plan = attention::make_plan(problem, params->nth);
+    const auto base = (reinterpret_cast<std::uintptr_t>(params->wdata) + kAlignment - 1) / kAlignment * kAlignment;
+    auto* memory = reinterpret_cast<char*>(base);
+    char* scratch = memory + plan.scratch_bytes * static_cast<std::size_t>(params->ith);
+    auto* partials = reinterpret_cast<float*>(memory + plan.scratch_bytes * static_cast<std::size_t>(params->nth));
+    if (params->ith == 0) g_ggml.set_chunk(params->threadpool, params->nth);
+    g_ggml.barrier(params->threadpool);
+    for (std::int64_t unit = params->ith; unit < plan.n_units; unit = g_ggml.add_chunk(params->threadpool, 1)) {
+      attention::attend(problem, plan, unit, unit + params->nth, scratch, partials);
+    }
+    if (plan.is_split) {
+      g_ggml.barrier(params->threadpool);
+      attention::merge(problem, plan, params->ith, params->nth, partials);
+    }
+    return true;
+  }
+
+ private:
+  static attention::View view_of(const Tensor* tensor) {
+    if (tensor == nullptr) return {};
+    return {static_cast<const char*>(tensor->data), tensor->nb[1], tensor->nb[2], tensor->ne[3] == 1 ? 0 : tensor->nb[3]};
+  }
+
+  static attention::Problem problem_of(const Tensor* op) {
+    attention::Problem problem{};
+    const Tensor& q = *op->src[0];
+    const Tensor& k = *op->src[1];
+    problem.width = k.ne[0];
+    problem.n_heads = q.ne[2];
+    problem.n_kv_heads = k.ne[2];
+    problem.n_tokens = q.ne[1];
+    problem.n_positions = k.ne[1];
+    problem.n_streams = q.ne[3];
+    std::memcpy(&problem.scale, op->op_params, sizeof problem.scale);
+    problem.q = view_of(op->src[0]);
+    problem.k = view_of(op->src[1]);
+    problem.v = view_of(op->src[2]);
+    problem.mask = view_of(op->src[3]);
+    problem.out = static_cast<float*>(op->data);
+    return problem;
+  }
+};
+
 BufferType* packed_buffer_type();
 
 bool is_packed(const Tensor* tensor) { return tensor->buffer != nullptr && tensor->buffer->buft == packed_buffer_type(); }
@@ -138,6 +209,7 @@ class PackedBufferType final : public ggml::ExtraBufferType {
   }
 
   ggml::TensorTraits* get_tensor_traits(const Tensor* op) override {
+    if (op->op == ggml::kOpFlashAttnExt) return Attention::can_attend(op) ? &attention_ : nullptr;
     return op->op == ggml::kOpMulMat && is_packed(op->src[0]) ? product_of(*op->src[0]) : nullptr;
   }
 
@@ -150,6 +222,7 @@ class PackedBufferType final : public ggml::ExtraBufferType {
 
  private:
   std::vector<PackedProduct> products_;
+  Attention attention_;
 };
 
 int init_tensor(Buffer*, Tensor*) { return ggml::kStatusSuccess; }
@@ -215,7 +288,8 @@ void check_version(const Library& llama, void* cpu_reg) {
   if (std::strcmp(version(), ggml::kVersion) != 0) {
     throw NotAttached(std::string("ggml is ") + version() + ", and the layouts of " + ggml::kVersion + " are known");
   }
-  if (*static_cast<const int*>(cpu_reg) != ggml::kBackendApi || std::strcmp(op_name(ggml::kOpMulMat), "MUL_MAT") != 0) {
+  if (*static_cast<const int*>(cpu_reg) != ggml::kBackendApi || std::strcmp(op_name(ggml::kOpMulMat), "MUL_MAT") != 0 ||
+      std::strcmp(op_name(ggml::kOpFlashAttnExt), "FLASH_ATTN_EXT") != 0) {
     throw NotAttached(std::string("ggml says that it is ") + version() + ", but its layouts are others");
   }
 }
@@ -239,7 +313,7 @@ std::vector<std::string> names() {
 
 }  // namespace
 
-std::vector<std::string> attach_packed_buffers(const std::string& llama_library) {
+std::vector<std::string> attach_to_cpu_backend(const std::string& llama_library) {
   if (!g_kernels.empty()) return names();
   const std::vector<packed::Kernels> found = fastest_kernels();
   if (found.empty()) return {};
