@@ -1,8 +1,9 @@
 """Long prompts that arrive one after the other among running streams: what the streams feel, what the newcomers wait.
 
 One round: a newcomer alone; then the streams, and when they have run for a while newcomers, each when the last has ended.
-The streams are cut when the last newcomer has. A gap between two arrivals of a stream counts as `during` when a newcomer's
-prefill (from sending it to its first text) lies in it, as `steady` when it lies before the first newcomer.
+The streams are cut when they have run for as long again. A gap between two arrivals of a stream counts as `during` when a
+newcomer's prefill (from sending it to its first text) lies in it, as `steady` when it lies before the first newcomer or behind
+the last: a fast server's streams have grown long meanwhile, and would be compared with short ones otherwise.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ MAX_STREAM_TOKENS = 3500
 N_NEWCOMERS = 2
 N_WORDS = 3000
 N_WORDS_8K = 7500
-TEMPERATURE = 0.8
-"""Of the streams: a small model that is greedy repeats itself, which is easy to guess and like no real answer."""
+TEMPERATURE = 1.2
+"""Of the streams: a small model that is greedy repeats itself, which is easy to guess and like no real answer; at 0.8 it still
+does behind a few hundred tokens."""
 SETTLE_S = 0.5
 """After the last stream has begun: their prompts' own prefill is over."""
 
@@ -43,7 +45,7 @@ UNITS = {
 
 
 def measure(
-    server: Server, round_name: str, seed: int, n_newcomers: int = N_NEWCOMERS, n_words: int = N_WORDS, steady_s: float = 5.0
+    server: Server, round_name: str, seed: int, n_newcomers: int = N_NEWCOMERS, n_words: int = N_WORDS, steady_s: float = 4.0
 ) -> dict[str, float]:
     """One round against one server."""
 
@@ -61,6 +63,7 @@ def measure(
         yield Pause(steady_s)
         for number in range(n_newcomers):
             yield newcomer(number)
+        yield Pause(steady_s)
 
     ((alone,),) = run_clients(server.address, [[newcomer(-1)]])
     came, *streams = run_scripts(server.address, [newcomers(), *map(stream, range(N_STREAMS))], n_background=N_STREAMS)
@@ -84,12 +87,12 @@ def evaluate(alone: Reply, came: list[Reply], streams: list[list[Reply]]) -> dic
     if n_bad:
         return result
     began_s = max(stream[0].arrival_s[0] for stream in streams) + SETTLE_S
-    first_s = came[0].sent_s
+    first_s, last_s = came[0].sent_s, came[-1].ended_s
     busy = [(reply.sent_s, reply.arrival_s[0]) for reply in came]
     steady_s, during_s = [], []
     for reply in flat:
         for early, late in pairwise(reply.arrival_s):
-            if early >= began_s and late <= first_s:
+            if began_s <= early and late <= first_s or early >= last_s:
                 steady_s.append(late - early)
             elif any(early < until and late > since for since, until in busy):
                 during_s.append(late - early)

@@ -146,20 +146,17 @@ Range visible(const Problem& problem, const Tile& tile, std::int64_t chunk) {
   return range;
 }
 
-/// Have keys and values come from memory while something else is computed: they are read once, and each head's are a part of a
-/// row only, which the processor does not foresee.
-void prefetch(const Problem& problem, const Tile& tile, Range range) {
-  const std::size_t n_bytes = static_cast<std::size_t>(problem.width) * 2;
-  const View* const views[] = {&problem.k, &problem.v};
-  for (const View* view : views) {
-    for (std::int64_t position = range.first; position < range.last; ++position) {
-      for (std::int64_t head = 0; head < tile.n_kv_heads; ++head) {
-        const char* at = place_of(*view, tile, tile.first_kv_head + head, position);
-        for (std::size_t i = 0; i < n_bytes; i += 64) _mm_prefetch(at + i, _MM_HINT_T1);
-      }
-    }
-  }
+/// Have what is needed next come from memory while something else is computed: a head's keys are a part of a row only, which the
+/// processor does not foresee; and all at once would have to queue.
+inline void prefetch(const char* at, std::int64_t n_bytes) {
+  for (std::int64_t i = 0; i < n_bytes; i += 64) _mm_prefetch(at + i, _MM_HINT_T0);
 }
+
+/// How far behind keys and values those lie that will be needed next, in bytes; 0: unknown.
+struct Ahead {
+  std::ptrdiff_t keys = 0;
+  std::ptrdiff_t values = 0;
+};
 
 /// Sixteen registers of sixteen numbers, rows for columns.
 inline void transpose(__m512 (&rows)[kLanes]) {
@@ -214,8 +211,10 @@ void convert_values(const Problem& problem, const char* at, std::int64_t n, floa
 
 /// As multiply_keys, from where the keys lie: for so few rows that converting them first would take longer.
 template <int kRows>
-void multiply_keys_there(const float* q, const Problem& problem, const char* at, std::int64_t n, float* scores) {
+void multiply_keys_there(const float* q, const Problem& problem, const char* at, std::int64_t n, std::ptrdiff_t ahead,
+                         float* scores) {
   for (std::int64_t place = 0; place < n; place += kLanes, at += kLanes * problem.k.row) {
+    for (std::size_t p = 0; p < kLanes; ++p) prefetch(at + ahead + p * problem.k.row, 2 * problem.width);
     __m512 sums[kRows];
     for (int r = 0; r < kRows; ++r) sums[r] = _mm512_setzero_ps();
     for (std::int64_t i = 0; i < problem.width; i += kLanes) {
@@ -318,10 +317,12 @@ void multiply_values(const float* weights, std::int64_t n, const float* values, 
 
 /// The same from where the values lie; `at` is the first column's place at the first position.
 template <int kRows, int kParts>
-void multiply_values_there(const float* weights, std::int64_t n, const char* at, std::size_t row_bytes, std::int64_t width,
-                           float* out) {
+void multiply_values_there(const float* weights, std::int64_t n, const char* at, std::size_t row_bytes, std::ptrdiff_t ahead,
+                           std::int64_t width, float* out) {
   sum_values<kRows, kParts>(weights, n, width, out, [=](std::int64_t p, int i) {
-    return halves(at + static_cast<std::size_t>(p) * row_bytes + 2 * i);
+    const char* from = at + static_cast<std::size_t>(p) * row_bytes + 2 * i;
+    if (i % (2 * kLanes) == 0) prefetch(from + ahead, 1);
+    return halves(from);
   });
 }
 
@@ -336,7 +337,7 @@ constexpr MultiplyKeys kMultiplyKeys[kKeyRows + 1] = {
     multiply_keys<5>, multiply_keys<6>, multiply_keys<7>, multiply_keys<8>,
 };
 
-using MultiplyKeysThere = void (*)(const float*, const Problem&, const char*, std::int64_t, float*);
+using MultiplyKeysThere = void (*)(const float*, const Problem&, const char*, std::int64_t, std::ptrdiff_t, float*);
 constexpr MultiplyKeysThere kMultiplyKeysThere[kRowsThere + 1] = {
     nullptr,
     multiply_keys_there<1>,
@@ -362,7 +363,7 @@ constexpr const MultiplyValues* kMultiplyValues[kValueParts + 1] = {
     nullptr, kMultiplyValueRows<1>, kMultiplyValueRows<2>, kMultiplyValueRows<3>, kMultiplyValueRows<4>,
 };
 
-using MultiplyValuesThere = void (*)(const float*, std::int64_t, const char*, std::size_t, std::int64_t, float*);
+using MultiplyValuesThere = void (*)(const float*, std::int64_t, const char*, std::size_t, std::ptrdiff_t, std::int64_t, float*);
 template <int kParts>
 constexpr MultiplyValuesThere kMultiplyValueRowsThere[kRowsThere + 1] = {
     nullptr,
@@ -390,7 +391,7 @@ void for_parts(std::int64_t width, Put put) {
 }
 
 /// One chunk of a tile into scratch.out, most and total.
-void attend_chunk(const Problem& problem, const Tile& tile, Range range, const Scratch& scratch) {
+void attend_chunk(const Problem& problem, const Tile& tile, Range range, Ahead ahead, const Scratch& scratch) {
   const std::int64_t n = range.last - range.first;
   const bool is_there = tile.n_head_rows <= kRowsThere;
   for (std::int64_t head = 0; head < tile.n_kv_heads; ++head) {
@@ -398,7 +399,7 @@ void attend_chunk(const Problem& problem, const Tile& tile, Range range, const S
     const float* q = scratch.q + head * tile.n_head_rows * problem.width;
     float* scores = scratch.scores + head * tile.n_head_rows * kChunk;
     if (is_there) {
-      kMultiplyKeysThere[tile.n_head_rows](q, problem, at, n, scores);
+      kMultiplyKeysThere[tile.n_head_rows](q, problem, at, n, ahead.keys, scores);
       continue;
     }
     convert_keys(problem, at, n, scratch.keys);
@@ -414,7 +415,8 @@ void attend_chunk(const Problem& problem, const Tile& tile, Range range, const S
     float* out = scratch.out + head * tile.n_head_rows * problem.width;
     if (is_there) {
       for_parts(problem.width, [&](std::int64_t i, std::int64_t n_parts) {
-        kMultiplyValuesThere[n_parts][tile.n_head_rows](weights, n, at + 2 * i, problem.v.row, problem.width, out + i);
+        kMultiplyValuesThere[n_parts][tile.n_head_rows](weights, n, at + 2 * i, problem.v.row, ahead.values, problem.width,
+                                                        out + i);
       });
       continue;
     }
@@ -426,6 +428,13 @@ void attend_chunk(const Problem& problem, const Tile& tile, Range range, const S
       });
     }
   }
+}
+
+Ahead ahead_of(const Problem& problem, const Tile& tile, std::int64_t chunk, const Tile& next, std::int64_t next_chunk) {
+  const auto distance = [&](const View& view) {
+    return place_of(view, next, next.first_kv_head, next_chunk * kChunk) - place_of(view, tile, tile.first_kv_head, chunk * kChunk);
+  };
+  return {distance(problem.k), distance(problem.v)};
 }
 
 /// Add a chunk's result of one row to that of those before it.
@@ -476,11 +485,14 @@ void attend(const Problem& problem, const Plan& plan, std::int64_t unit, std::in
     float* partial = partials + unit * n_most_rows * (problem.width + 2);
     const Range range = visible(problem, tile, unit % plan.n_chunks);
     const bool is_seen = range.first < range.last;
-    if (next_unit < plan.n_units) {
-      const Tile next = tile_of(problem, plan, next_unit / plan.n_chunks);
-      prefetch(problem, next, visible(problem, next, next_unit % plan.n_chunks));
+    if (is_seen) {
+      Ahead ahead;
+      if (next_unit < plan.n_units) {
+        const Tile next = tile_of(problem, plan, next_unit / plan.n_chunks);
+        ahead = ahead_of(problem, tile, unit % plan.n_chunks, next, next_unit % plan.n_chunks);
+      }
+      attend_chunk(problem, tile, range, ahead, scratch);
     }
-    if (is_seen) attend_chunk(problem, tile, range, scratch);
     for (std::int64_t r = 0; r < tile.n_rows; ++r, partial += problem.width + 2) {
       partial[0] = is_seen ? scratch.most[r] : kNothing;
       if (!is_seen) continue;
@@ -494,16 +506,10 @@ void attend(const Problem& problem, const Plan& plan, std::int64_t unit, std::in
   clear(scratch.all_most, tile.n_rows, kNothing);
   clear(scratch.all_total, tile.n_rows, 0.0f);
   clear(scratch.all_out, tile.n_rows * problem.width, 0.0f);
-  Range next = visible(problem, tile, 0);
-  prefetch(problem, tile, next);
   for (std::int64_t chunk = 0; chunk < plan.n_chunks; ++chunk) {
-    const Range range = next;
-    if (chunk + 1 < plan.n_chunks) {
-      next = visible(problem, tile, chunk + 1);
-      prefetch(problem, tile, next);
-    }
+    const Range range = visible(problem, tile, chunk);
     if (range.first == range.last) continue;
-    attend_chunk(problem, tile, range, scratch);
+    attend_chunk(problem, tile, range, ahead_of(problem, tile, chunk, tile, chunk + 1), scratch);
     for (std::int64_t r = 0; r < tile.n_rows; ++r) {
       add_chunk(scratch.most[r], scratch.total[r], scratch.out + r * problem.width, problem.width, scratch.all_most[r],
                 scratch.all_total[r], scratch.all_out + r * problem.width);
