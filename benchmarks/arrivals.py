@@ -1,15 +1,16 @@
 """Long prompts that arrive one after the other among running streams: what the streams feel, what the newcomers wait.
 
-One round: a newcomer alone; then the streams, and when they have run for a while newcomers, each when the last has ended.
-The streams are cut when they have run for as long again. A gap between two arrivals of a stream counts as `during` when a
-newcomer's prefill (from sending it to its first text) lies in it, as `steady` when it lies before the first newcomer or behind
-the last: a fast server's streams have grown long meanwhile, and would be compared with short ones otherwise.
+One round: a newcomer alone; then the streams, and when they have run for a while newcomers, each when the last has ended; the
+streams are cut a little later. A gap between two arrivals of a stream counts as `during` when a newcomer's prefill (from
+sending it to its first text) lies in it. `steady` is the mean of two medians, of the gaps just before the first newcomer and
+just behind the last: a fast server's streams have grown long meanwhile, and would be compared with short ones otherwise.
 """
 
 from __future__ import annotations
 
 import itertools
 from itertools import pairwise
+from statistics import mean
 
 from answers import Reply
 from common import median, percentile
@@ -24,11 +25,13 @@ MAX_STREAM_TOKENS = 3500
 N_NEWCOMERS = 2
 N_WORDS = 3000
 N_WORDS_8K = 7500
-TEMPERATURE = 1.2
-"""Of the streams: a small model that is greedy repeats itself, which is easy to guess and like no real answer; at 0.8 it still
-does behind a few hundred tokens."""
+TEMPERATURE = 2.0
+"""Of the streams: a small model that is greedy repeats itself, which is easy to guess and like no real answer; at 0.8 and 1.2
+it still does behind a few hundred tokens, and guesses come in bursts, whose gaps say nothing of the steps."""
 SETTLE_S = 0.5
 """After the last stream has begun: their prompts' own prefill is over."""
+STEADY_S = 2.0
+"""So long before the first newcomer and behind the last the streams count as steady."""
 
 UNITS = {
     "itl_steady": "ms",
@@ -63,7 +66,7 @@ def measure(
         yield Pause(steady_s)
         for number in range(n_newcomers):
             yield newcomer(number)
-        yield Pause(steady_s)
+        yield Pause(STEADY_S)
 
     ((alone,),) = run_clients(server.address, [[newcomer(-1)]])
     came, *streams = run_scripts(server.address, [newcomers(), *map(stream, range(N_STREAMS))], n_background=N_STREAMS)
@@ -89,14 +92,16 @@ def evaluate(alone: Reply, came: list[Reply], streams: list[list[Reply]]) -> dic
     began_s = max(stream[0].arrival_s[0] for stream in streams) + SETTLE_S
     first_s, last_s = came[0].sent_s, came[-1].ended_s
     busy = [(reply.sent_s, reply.arrival_s[0]) for reply in came]
-    steady_s, during_s = [], []
+    before_s, behind_s, during_s = [], [], []
     for reply in flat:
         for early, late in pairwise(reply.arrival_s):
-            if began_s <= early and late <= first_s or early >= last_s:
-                steady_s.append(late - early)
+            if max(began_s, first_s - STEADY_S) <= early and late <= first_s:
+                before_s.append(late - early)
+            elif early >= last_s:
+                behind_s.append(late - early)
             elif any(early < until and late > since for since, until in busy):
                 during_s.append(late - early)
-    steady = median(steady_s)
+    steady = mean([median(gaps_s) for gaps_s in (before_s, behind_s) if gaps_s])
     ttft_s = [reply.arrival_s[0] - reply.sent_s for reply in came]
     alone_s = alone.arrival_s[0] - alone.sent_s
     result["itl_steady"] = 1e3 * steady

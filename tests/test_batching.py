@@ -17,6 +17,8 @@ from hostler.batching import (
     MIN_ALONE_TOKENS,
     MIN_CHUNK_TOKENS,
     MIN_COPIED_TOKENS,
+    MIN_DROP,
+    MIN_PROMPT_S,
     MIN_REST,
     PATIENCE_S,
     Cache,
@@ -186,7 +188,19 @@ def test_decodes_that_are_held_up_for_seconds_do_not_make_the_steps_longer_but_a
 
     for _ in range(16):
         pace.learn(4, 0, 0.020)
-    assert pace.prompt_s(4) == pytest.approx(usual_s, rel=0.05), "what becomes quicker is believed at once"
+    assert pace.prompt_s(4) < MIN_DROP * usual_s, "what becomes much quicker is believed at once"
+    for _ in range(100):
+        pace.learn(4, 0, 0.020)
+    assert pace.prompt_s(4) == pytest.approx(usual_s, rel=0.01)
+
+
+def test_what_a_decode_takes_is_neither_what_the_quick_ones_take_nor_the_slow_ones(pace: Pace) -> None:
+    usual_s = pace.prompt_s(4)
+    for _ in range(300):
+        for elapsed_s in (0.020, 0.015, 0.020, 0.040, 0.020):
+            pace.learn(4, 0, elapsed_s)
+
+    assert pace.prompt_s(4) == pytest.approx(usual_s, rel=0.02)
 
 
 def test_the_ratio_is_a_setting() -> None:
@@ -194,8 +208,15 @@ def test_the_ratio_is_a_setting() -> None:
     pace.learn(4, 0, 0.020)
     pace.learn(0, 500, 1.0)
 
-    assert pace.chunk_tokens(4) == 15, "20 ms would be 10 tokens; nobody notices 30 ms"
-    assert pace.room_s([Prompt(100)], [answer() for _ in range(4)])[0] == pytest.approx(0.030)
+    assert pace.chunk_tokens(4) == 10
+    assert pace.room_s([Prompt(100)], [answer() for _ in range(4)])[0] == pytest.approx(0.020)
+
+
+def test_beside_quick_answers_a_prompt_gets_more_than_the_ratio_says() -> None:
+    pace = Pace(n_batch=512, n_slots=4, max_itl_ratio=2.0)
+    pace.learn(4, 0, 0.003)
+
+    assert pace.prompt_s(4) == MIN_PROMPT_S
 
 
 # -- whose prompt -------------------------------------------------------------------------------------------------------

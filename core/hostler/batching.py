@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-MAX_ITL_RATIO = 2.5
+MAX_ITL_RATIO = 2.6
 """How long a step may take beside running answers, as a multiple of one that only decodes, unless the user says otherwise."""
 ALONE_STEP_S = 1.0
 """Length of a step while no answer has to flow: whoever cancels or arrives waits no longer than that, or than an engine
@@ -34,7 +34,7 @@ BATCH_SHARE = 0.5
 AGING_TOKENS = 16384
 """Prompt tokens of others after which a prompt that waits counts as one priority higher: half a minute of a small model on two
 cores, two seconds of a GPU."""
-MIN_PROMPT_S = 0.03
+MIN_PROMPT_S = 0.01
 """Prefill of a step beside running answers, at least, where decode is so fast that a reader does not notice that much."""
 MIN_CHUNK_TOKENS = 8
 MIN_ALONE_TOKENS = 128
@@ -43,9 +43,12 @@ SIT_OUT_S = ANSWER_STEP_S
 prompts are done sooner."""
 MIN_REST = 0.25
 """Of a step's time for prompts this part is theirs, however long its decode took."""
-MAX_RISE = 1.02
+MAX_CHANGE = 1.02
 """A decode that took longer than so many times what is known counts as if it had taken that: with longer contexts decode gets
-slower by less, and while something else has a core for seconds, steps must not become longer still for prompts' sake."""
+slower by less, and while something else has a core for seconds, steps must not become longer still for prompts' sake. One that
+took less by as much likewise, else the few that are quick would be all that is learnt;"""
+MIN_DROP = 1.5
+"""but one that took so many times less shows that what is known was of a busier moment."""
 _LEARNING_RATE = 0.25
 _BATCH_RANK = 2
 
@@ -204,7 +207,9 @@ class Pace:
         """Note what a step took, or the part of it that decoded or prefilled."""
         if not n_prefilled:
             known_s = self._decode_s[n_decoding]
-            self._decode_s[n_decoding] = _blend(known_s, min(elapsed_s, MAX_RISE * known_s) if known_s else elapsed_s)
+            if known_s and elapsed_s > known_s / MIN_DROP:
+                elapsed_s = min(max(elapsed_s, known_s / MAX_CHANGE), known_s * MAX_CHANGE)
+            self._decode_s[n_decoding] = _blend(known_s, elapsed_s)
             return
         for one in self._held:
             one.patience_s -= elapsed_s

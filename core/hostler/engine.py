@@ -44,7 +44,7 @@ class EngineSettings(msgspec.Struct, frozen=True):
     """0: the physical cores this process may use."""
     embedding: bool = True
     n_batch: int = 512
-    max_itl_ratio: float = 2.5
+    max_itl_ratio: float = 2.6
     """How many times its usual time between two tokens (ITL) a running answer may wait beside a prompt."""
     flash_attn: bool = True
     use_mmap: bool = True

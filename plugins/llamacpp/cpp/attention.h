@@ -1,4 +1,4 @@
-// Attention of float32 queries over float16 keys and values: llama.cpp's GGML_OP_FLASH_ATTN_EXT, with the arithmetic in float32.
+// Attention of float32 queries over float16 keys and values: llama.cpp's GGML_OP_FLASH_ATTN_EXT, computed in float32.
 //
 // llama.cpp's kernel takes the heads one by one, sums values in 16 bits for fewer than 64 tokens, and converts keys once for
 // each head that shares them. Here a tile of rows (the heads that share keys and values, times tokens) goes over chunks of 64

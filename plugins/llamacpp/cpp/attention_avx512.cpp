@@ -146,8 +146,8 @@ Range visible(const Problem& problem, const Tile& tile, std::int64_t chunk) {
   return range;
 }
 
-/// Have what is needed next come from memory while something else is computed: a head's keys are a part of a row only, which the
-/// processor does not foresee; and all at once would have to queue.
+/// Have what is needed next come from memory while something else is computed: a head's keys are a part of a row only, which
+/// the processor does not foresee; and all at once would have to queue.
 inline void prefetch(const char* at, std::int64_t n_bytes) {
   for (std::int64_t i = 0; i < n_bytes; i += 64) _mm_prefetch(at + i, _MM_HINT_T0);
 }
@@ -363,7 +363,8 @@ constexpr const MultiplyValues* kMultiplyValues[kValueParts + 1] = {
     nullptr, kMultiplyValueRows<1>, kMultiplyValueRows<2>, kMultiplyValueRows<3>, kMultiplyValueRows<4>,
 };
 
-using MultiplyValuesThere = void (*)(const float*, std::int64_t, const char*, std::size_t, std::ptrdiff_t, std::int64_t, float*);
+using MultiplyValuesThere = void (*)(const float*, std::int64_t, const char*, std::size_t, std::ptrdiff_t, std::int64_t,
+                                     float*);
 template <int kParts>
 constexpr MultiplyValuesThere kMultiplyValueRowsThere[kRowsThere + 1] = {
     nullptr,
@@ -432,7 +433,8 @@ void attend_chunk(const Problem& problem, const Tile& tile, Range range, Ahead a
 
 Ahead ahead_of(const Problem& problem, const Tile& tile, std::int64_t chunk, const Tile& next, std::int64_t next_chunk) {
   const auto distance = [&](const View& view) {
-    return place_of(view, next, next.first_kv_head, next_chunk * kChunk) - place_of(view, tile, tile.first_kv_head, chunk * kChunk);
+    return place_of(view, next, next.first_kv_head, next_chunk * kChunk) -
+           place_of(view, tile, tile.first_kv_head, chunk * kChunk);
   };
   return {distance(problem.k), distance(problem.v)};
 }

@@ -1,7 +1,7 @@
 // llama.cpp asks its CPU backend for "extra" buffer types, tries each with each matrix, and puts a matrix into the first one
 // that says it can multiply it; the product is then left to the traits that the type names. ggml's own repacked types come in
-// the same way. Ours is put behind them, so that it gets only what they do not want. Before it computes an operation, whatever it
-// is, the backend asks these types for traits that do it; so attention comes in as well, which has no matrix of ours.
+// the same way. Ours is put behind them, so that it gets only what they do not want. Before it computes an operation, whatever
+// it is, the backend asks these types for traits that do it; so attention comes in as well, which has no matrix of ours.
 //
 // Ownership: the type, its traits and the table of ggml's functions live as long as the process. ggml's threads call
 // compute_forward together, all with the same operation; everything else is called by the thread that loads.
@@ -89,7 +89,8 @@ class PackedProduct final : public ggml::TensorTraits {
     const std::int64_t stride = matrix.ne[1];  // a product's tensor is made by ggml, without gaps
 
     if (n_vectors <= kMostRoundedByEach) {
-      auto* rounded = rounded_at(params, static_cast<std::size_t>(params->ith) * packed::rounded_bytes(n_vectors, matrix.ne[0]));
+      const std::size_t n_bytes = packed::rounded_bytes(n_vectors, matrix.ne[0]);
+      auto* rounded = rounded_at(params, static_cast<std::size_t>(params->ith) * n_bytes);
       for (std::int64_t v = 0; v < n_vectors; ++v) kernels_.round(vector_at(vectors, v), n_blocks, v, rounded);
       const std::int64_t first = n_tiles * params->ith / params->nth;
       const std::int64_t last = n_tiles * (params->ith + 1) / params->nth;

@@ -45,8 +45,8 @@ nb::bytes multiply(const std::string& type, const std::string& instruction_set, 
   const std::int64_t n_blocks = n_rows > 0 ? n_all / n_rows : 0;
   const std::int64_t n_columns = n_blocks * packed::kBlockValues;
   const std::size_t vector_bytes = static_cast<std::size_t>(n_columns) * sizeof(float);
-  if (!packed::can_pack(n_rows, n_columns) || matrix.size() != static_cast<std::size_t>(n_rows * n_blocks) * kernels.block_bytes ||
-      vectors.size() % vector_bytes != 0) {
+  if (!packed::can_pack(n_rows, n_columns) ||
+      matrix.size() != static_cast<std::size_t>(n_rows * n_blocks) * kernels.block_bytes || vectors.size() % vector_bytes != 0) {
     throw nb::value_error("the sizes of matrix and vectors do not go together");
   }
   const auto n_vectors = static_cast<std::int64_t>(vectors.size() / vector_bytes);
@@ -86,7 +86,8 @@ nb::bytes attend(const nb::bytes& q, const nb::bytes& k, const nb::bytes& v, con
   const auto bytes = [](std::int64_t n, std::size_t size) { return static_cast<std::size_t>(n) * size; };
   const std::int64_t q_row = n_heads * problem.width;
   problem.q = {static_cast<const char*>(q.data()), bytes(q_row, 4), bytes(problem.width, 4), bytes(n_tokens * q_row, 4)};
-  problem.k = {static_cast<const char*>(k.data()), bytes(row, 2), bytes(problem.width, 2), bytes(problem.n_positions * row, 2)};
+  problem.k = {static_cast<const char*>(k.data()), bytes(row, 2), bytes(problem.width, 2),
+               bytes(problem.n_positions * row, 2)};
   problem.v = problem.k;
   problem.v.data = static_cast<const char*>(v.data());
   if (mask.size() != 0) {
@@ -113,7 +114,7 @@ nb::bytes attend(const nb::bytes& q, const nb::bytes& k, const nb::bytes& v, con
 
 NB_MODULE(_kernels, module) {
   using namespace hostler;
-  module.doc() = "Products of quantized matrices and attention for llama.cpp's CPU backend. Import hostler_llamacpp.kernels instead.";
+  module.doc() = "Products of matrices and attention for llama.cpp's CPU backend. Import hostler_llamacpp.kernels instead.";
   nb::exception<NotAttached>(module, "NotAttached");
   module.def("attach", attach_to_cpu_backend, "llama_library"_a,
              "Have matrices packed from now on; which types, with which instructions. NotAttached says why not.");

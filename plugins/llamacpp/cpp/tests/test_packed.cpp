@@ -71,7 +71,8 @@ Product multiplied(const Kernels& kernels, std::int64_t n_rows, std::int64_t n_b
     for (std::int64_t r = 0; r < n_rows; ++r) {
       double sum = 0;
       for (std::int64_t i = 0; i < n_columns; ++i) {
-        const unsigned char* block = matrix.data() + static_cast<std::size_t>(r * n_blocks + i / kBlockValues) * kernels.block_bytes;
+        const auto number = static_cast<std::size_t>(r * n_blocks + i / kBlockValues);
+        const unsigned char* block = matrix.data() + number * kernels.block_bytes;
         sum += static_cast<double>(weight(kernels, block, static_cast<int>(i % kBlockValues))) *
                static_cast<double>(vectors[static_cast<std::size_t>(v * n_columns + i)]);
       }

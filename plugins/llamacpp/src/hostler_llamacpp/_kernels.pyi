@@ -1,5 +1,5 @@
 """
-Products of quantized matrices and attention for llama.cpp's CPU backend. Import hostler_llamacpp.kernels instead.
+Products of matrices and attention for llama.cpp's CPU backend. Import hostler_llamacpp.kernels instead.
 """
 
 
