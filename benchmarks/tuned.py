@@ -46,8 +46,9 @@ def measure(server: Server, round_name: str, seed: int) -> dict[str, float]:
             result["errors"] += 1
             print(f"  {server.name} {name}: {error}", file=sys.stderr)
     if isinstance(server, Hostler):
+        # The file as shipped may be what is best: then nothing is lost.
         known = metadata(server)
         for metric in ("perplexity_change", "kl_divergence"):
-            value = known.get(f"tuned_{metric}", math.nan)
+            value = known.get(f"tuned_{metric}") if "tuned_variant" in known else 0.0
             result[metric] = float(value) if isinstance(value, int | float) else math.nan
     return result

@@ -73,3 +73,10 @@ def test_a_server_alone_is_a_new_one_and_gone_behind_the_block(tmp_path: Path) -
         with lineup.alone("hostler") as second:
             assert closed == [other, first]
     assert closed == [other, first, second]
+
+
+def test_where_the_file_as_shipped_is_best_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    known(monkeypatch)
+    monkeypatch.setattr(tuned, "ask_by_tokens", lambda *_: (900.0, None))
+
+    assert tuned.measure(ScriptedHostler(), "0", 1)["perplexity_change"] == 0.0

@@ -10,8 +10,29 @@ constexpr std::int64_t kTileRows = 48;
 constexpr std::int64_t kFewRows = 12;
 /// Units a thread from which on they are even enough without splitting.
 constexpr std::int64_t kUnitsEach = 8;
+/// Of partial results: with many tokens or positions a tile is enough of a unit. estimate.py counts them.
+constexpr std::size_t kMostPartialBytes = std::size_t{16} << 20;
+
+#ifdef HOSTLER_X86
+bool has_avx512() noexcept {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+}
+#endif
 
 }  // namespace
+
+bool can_attend(const Problem& problem) noexcept {
+#ifdef HOSTLER_X86
+  static const bool can = has_avx512();
+  return can && problem.width > 0 && problem.width % 16 == 0 && problem.width <= kMaxWidth && problem.n_kv_heads > 0 &&
+         problem.n_heads % problem.n_kv_heads == 0 && problem.n_heads / problem.n_kv_heads <= kMaxRows &&
+         problem.n_tokens > 0 && problem.n_positions > 0 && problem.n_positions % 16 == 0 && problem.n_streams > 0;
+#else
+  static_cast<void>(problem);
+  return false;
+#endif
+}
 
 Plan make_plan(const Problem& problem, int n_threads) {
   const std::int64_t n_shared = problem.n_heads / problem.n_kv_heads;
@@ -22,21 +43,20 @@ Plan make_plan(const Problem& problem, int n_threads) {
   plan.n_chunks = (problem.n_positions + kChunk - 1) / kChunk;
   plan.unit_kv_heads = plan.tile_tokens * n_shared <= kFewRows ? problem.n_kv_heads : 1;
   const std::int64_t n_whole = problem.n_streams * (problem.n_kv_heads / plan.unit_kv_heads) * plan.n_tiles;
-  plan.is_split = n_threads > 1 && n_whole < kUnitsEach * n_threads;
-  plan.n_units = plan.is_split ? n_whole * plan.n_chunks : n_whole;
   const std::int64_t n_rows = plan.tile_tokens * n_shared * plan.unit_kv_heads;
+  const std::int64_t n_partial_floats = n_whole * plan.n_chunks * n_rows * (problem.width + 2);
+  const std::size_t partial_bytes = static_cast<std::size_t>(n_partial_floats) * sizeof(float);
+  plan.is_split = n_threads > 1 && n_whole < kUnitsEach * n_threads && partial_bytes <= kMostPartialBytes;
+  plan.n_units = plan.is_split ? n_whole * plan.n_chunks : n_whole;
   // Queries, results of a chunk and of all, scores; two numbers of a row twice; keys and values.
   const std::int64_t n_floats = n_rows * (3 * problem.width + kChunk + 4) + 2 * kChunk * problem.width;
   plan.scratch_bytes = (static_cast<std::size_t>(n_floats) * sizeof(float) + 511) / 64 * 64;
-  if (plan.is_split) {
-    plan.partial_bytes = static_cast<std::size_t>(plan.n_units * n_rows * (problem.width + 2)) * sizeof(float);
-  }
+  plan.partial_bytes = plan.is_split ? partial_bytes : 0;
   return plan;
 }
 
 #ifndef HOSTLER_X86
 
-bool can_attend(const Problem&) noexcept { return false; }
 void attend(const Problem&, const Plan&, std::int64_t, std::int64_t, char*, float*) {}
 void merge(const Problem&, const Plan&, std::int64_t, std::int64_t, const float*) {}
 

@@ -270,7 +270,11 @@ void weigh(const Problem& problem, const Tile& tile, Range range, const Scratch&
     if (problem.mask.data != nullptr) {
       const char* mask = mask_row(problem, tile, row_of(tile, r).token, range.first);
       for (std::int64_t i = 0; i < n; i += kLanes) {
-        _mm512_storeu_ps(scores + i, _mm512_add_ps(_mm512_loadu_ps(scores + i), halves(mask + 2 * i)));
+        const __m512 added = halves(mask + 2 * i);
+        const __mmask16 is_seen = _mm512_cmp_ps_mask(added, _mm512_set1_ps(kNothing), _CMP_NEQ_OQ);
+        // What is not seen is nothing, even where its score is no number.
+        const __m512 score = _mm512_loadu_ps(scores + i);
+        _mm512_storeu_ps(scores + i, _mm512_mask_add_ps(_mm512_set1_ps(kNothing), is_seen, score, added));
       }
     }
     __m512 most = _mm512_set1_ps(kNothing);
@@ -468,14 +472,6 @@ void clear(float* at, std::int64_t n, float value) {
 }
 
 }  // namespace
-
-bool can_attend(const Problem& problem) noexcept {
-  __builtin_cpu_init();
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         problem.width > 0 && problem.width % kLanes == 0 && problem.width <= kMaxWidth && problem.n_kv_heads > 0 &&
-         problem.n_heads % problem.n_kv_heads == 0 && problem.n_heads / problem.n_kv_heads <= kMaxRows &&
-         problem.n_positions % kLanes == 0;
-}
 
 void attend(const Problem& problem, const Plan& plan, std::int64_t unit, std::int64_t next_unit, char* scratch_memory,
             float* partials) {

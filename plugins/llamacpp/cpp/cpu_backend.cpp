@@ -8,6 +8,8 @@
 #include "cpu_backend.h"
 
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include "attention.h"
@@ -128,17 +130,18 @@ class Attention final : public ggml::TensorTraits {
  public:
   static bool can_attend(const Tensor* op) {
     const Tensor* mask = op->src[3];
-    const bool has_mask = mask == nullptr || (mask->ne[2] == 1 && mask->nb[0] == sizeof(std::uint16_t));
+    const Tensor& q = *op->src[0];
+    const Tensor& k = *op->src[1];
+    const Tensor& v = *op->src[2];
+    const bool fits = mask == nullptr || (mask->ne[0] >= k.ne[1] && mask->ne[1] >= q.ne[1] && mask->ne[2] == 1 &&
+                                          (mask->ne[3] == 1 || mask->ne[3] == q.ne[3]) && mask->nb[0] == 2);
     float max_bias;
     float softcap;
     std::memcpy(&max_bias, op->op_params + 1, sizeof max_bias);
     std::memcpy(&softcap, op->op_params + 2, sizeof softcap);
-    const Tensor& q = *op->src[0];
-    const Tensor& k = *op->src[1];
-    const Tensor& v = *op->src[2];
-    return has_mask && op->src[4] == nullptr && max_bias == 0.0f && softcap == 0.0f && q.type == ggml::kTypeF32 &&
+    return fits && op->src[4] == nullptr && max_bias == 0.0f && softcap == 0.0f && q.type == ggml::kTypeF32 &&
            k.type == ggml::kTypeF16 && v.type == ggml::kTypeF16 && q.nb[0] == sizeof(float) && k.nb[0] == 2 && v.nb[0] == 2 &&
-           k.ne[0] == v.ne[0] && k.ne[2] == v.ne[2] && q.ne[3] == k.ne[3] && attention::can_attend(problem_of(op));
+           k.ne[0] == v.ne[0] && k.ne[1] == v.ne[1] && k.ne[2] == v.ne[2] && q.ne[3] == k.ne[3] && attention::can_attend(problem_of(op));
   }
 
   bool work_size(int n_threads, const Tensor* op, std::size_t& size) override {
@@ -228,10 +231,17 @@ class PackedBufferType final : public ggml::ExtraBufferType {
 
 int init_tensor(Buffer*, Tensor*) { return ggml::kStatusSuccess; }
 
-void set_tensor(Buffer*, Tensor* tensor, const void* data, std::size_t, std::size_t) {
-  // llama.cpp sets a weight whole, once.
+void set_tensor(Buffer*, Tensor* tensor, const void* data, std::size_t offset, std::size_t size) {
   auto* type = static_cast<PackedBufferType*>(static_cast<ggml::ExtraBufferType*>(packed_buffer_type()->context));
-  type->product_of(*tensor)->kernels().pack(data, tensor->ne[1], tensor->ne[0] / packed::kBlockValues, tensor->data);
+  const PackedProduct* product = type->product_of(*tensor);
+  const std::int64_t n_blocks = tensor->ne[0] / packed::kBlockValues;
+  // llama.cpp sets a weight whole, once; ggml's packed types die of anything else, too.
+  if (product == nullptr || offset != 0 ||
+      size != static_cast<std::size_t>(tensor->ne[1] * n_blocks) * product->kernels().block_bytes) {
+    std::fprintf(stderr, "hostler: %s is set in parts, which packed matrices cannot be; this is a bug\n", tensor->name);
+    std::abort();
+  }
+  product->kernels().pack(data, tensor->ne[1], n_blocks, tensor->data);
 }
 
 const char* get_name(BufferType*) { return "CPU_HOSTLER"; }

@@ -46,7 +46,8 @@ nb::bytes multiply(const std::string& type, const std::string& instruction_set, 
   const std::int64_t n_columns = n_blocks * packed::kBlockValues;
   const std::size_t vector_bytes = static_cast<std::size_t>(n_columns) * sizeof(float);
   if (!packed::can_pack(n_rows, n_columns) ||
-      matrix.size() != static_cast<std::size_t>(n_rows * n_blocks) * kernels.block_bytes || vectors.size() % vector_bytes != 0) {
+      matrix.size() != static_cast<std::size_t>(n_rows * n_blocks) * kernels.block_bytes ||
+      vectors.size() % vector_bytes != 0) {
     throw nb::value_error("the sizes of matrix and vectors do not go together");
   }
   const auto n_vectors = static_cast<std::int64_t>(vectors.size() / vector_bytes);

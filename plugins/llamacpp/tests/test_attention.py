@@ -108,6 +108,21 @@ def test_a_window_is_seen_and_nothing_else() -> None:
     assert np.abs(case.attend() - case.expected()).max() < 1e-5
 
 
+def test_a_key_that_is_not_seen_may_be_no_number() -> None:
+    case = Case((4, 2, 64, 1, 128, 1))
+    case.k[0, 126:] = np.nan  # the token sees 125
+    expected = Case((4, 2, 64, 1, 128, 1)).expected()
+
+    assert np.abs(case.attend() - expected).max() < 1e-5
+
+
+def test_many_tokens_behind_many_positions_are_not_split() -> None:
+    """What would have to be merged would take more memory than there is for it: the result is the same to the last bit."""
+    case = Case((3, 3, 256, 48, 6400, 1))
+
+    assert np.array_equal(case.attend(n_threads=64), case.attend(n_threads=1))
+
+
 def test_a_token_that_sees_nothing_gets_zeros() -> None:
     case = Case((4, 2, 64, 2, 128, 1))
     case.mask[0, 0] = -np.inf
@@ -129,7 +144,9 @@ def test_large_and_small_scores_are_weighed(largest: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [(9, 2, 64, 1, 64, 1), (8, 8, 40, 1, 64, 1), (8, 8, 512, 1, 64, 1), (8, 8, 64, 1, 40, 1), (65, 1, 64, 1, 64, 1)]
+    "shape",
+    [(9, 2, 64, 1, 64, 1), (8, 8, 40, 1, 64, 1), (8, 8, 512, 1, 64, 1), (8, 8, 64, 1, 40, 1), (65, 1, 64, 1, 64, 1),
+     (8, 8, 64, 0, 64, 1)],
 )
 def test_shapes_without_a_kernel_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="no kernel for this shape"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,19 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from hostler import EngineSettings, InvalidModelFile, read_gguf_header
-from hostler_llamacpp import ENVIRONMENT
+from hostler import EngineSettings, InvalidModelFile, read_gguf_header, read_gguf_tensors
+from hostler_llamacpp import ENVIRONMENT, kernels
 from hostler_llamacpp.estimate import (
+    PARTIAL_BYTES,
     PROCESS_BYTES,
     context_length,
     embedding_bytes,
     estimate,
+    is_mostly_packed,
     n_layers,
     only_embeds,
     other_parts,
 )
 
 from .running import Loaded
+from .tiny_models import requantized, write_llama
 
 
 @pytest.mark.parametrize("model", ["llama", "gemma3"])
@@ -78,6 +82,33 @@ def test_estimate_counts_all_parts_of_a_split_model(models: Path, tmp_path: Path
     assert other_parts(first) == [second]
     whole = estimate(first, EngineSettings(ctx_len=512)).weights_bytes
     assert whole == first.stat().st_size + second.stat().st_size
+
+
+@pytest.mark.skipif("Q8_0" not in kernels.packed_types(), reason="this processor packs no Q8_0")
+@pytest.mark.parametrize("has_output", [True, False])
+def test_weights_that_are_packed_are_there_once_but_for_an_embedding_that_is_the_output_too(
+    load: Callable[..., Loaded], tmp_path: Path, *, has_output: bool
+) -> None:
+    plain = write_llama(tmp_path / "plain.gguf", has_output=has_output)
+    path = requantized(plain, tmp_path / "packed.gguf", "Q8_0")
+    file_bytes, settings = path.stat().st_size, EngineSettings(ctx_len=512)
+    (embedding,) = [tensor for tensor in read_gguf_tensors(path) if tensor.name == "token_embd.weight"]
+
+    guess = estimate(path, settings).weights_bytes
+
+    assert is_mostly_packed(path, settings)
+    assert guess == file_bytes + (0 if has_output else embedding.n_bytes)
+    assert load(path).engine.memory().weights_bytes <= guess
+    off = EngineSettings(ctx_len=512, extra={"repack": False})
+    assert not is_mostly_packed(path, off)
+    assert estimate(path, off).weights_bytes == file_bytes
+
+
+def test_attention_leaves_no_more_to_be_merged_than_is_counted() -> None:
+    source = (Path(__file__).parents[1] / "cpp" / "attention.cpp").read_text(encoding="utf-8")
+    (shift,) = re.findall(r"kMostPartialBytes = std::size_t\{16\} << (\d+);", source)
+
+    assert 16 << int(shift) == PARTIAL_BYTES
 
 
 def test_estimate_refuses_what_is_no_model(tmp_path: Path) -> None:

@@ -25,14 +25,23 @@ N_CTX = 2048
 
 
 def write_llama(
-    path: Path, *, spread: float = 1.0, n_layers: int = N_LAYERS, deep: float = 1.0, **changes: object
+    path: Path,
+    *,
+    spread: float = 1.0,
+    n_layers: int = N_LAYERS,
+    deep: float = 1.0,
+    has_output: bool = True,
+    **changes: object,
 ) -> Path:
     """A llama: full attention everywhere.
 
     Args:
         deep: How much the layers behind the first have to say; with little of it a model of one layer thinks alike.
+        has_output: False: the embedding is the output, too.
     """
     tensors = {**_ends(spread), **_attention_layers((), n_layers)}
+    if not has_output:
+        del tensors["output.weight"]
     for name, values in tensors.items():
         if name.endswith(("attn_output.weight", "ffn_down.weight")) and not name.startswith("blk.0."):
             tensors[name] = values * deep

@@ -9,11 +9,13 @@ llama-kv-cache.cpp for the KV cache; for compute buffers a fit over what llama.c
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from hostler import EngineSettings, GgufHeader, MemoryEstimate, read_gguf_header
+from hostler import EngineSettings, GgufHeader, MemoryEstimate, read_gguf_header, read_gguf_tensors
+from hostler_llamacpp import kernels
 
 MIB = 1024 * 1024
 PROCESS_BYTES = 64 * MIB
@@ -48,6 +50,8 @@ _ENCODERS = frozenset({
 """Architectures that only embed, whatever the header says besides."""
 _BLOCK_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 """cache_type -> bytes of one value."""
+PARTIAL_BYTES = 16 * MIB
+"""As kMostPartialBytes of cpp/attention.cpp."""
 _REPACKED = frozenset({"Q4_0", "Q4_K", "IQ4_NL"})
 """Tensor types of which llama.cpp keeps a second copy in an order that suits the CPU."""
 _WINDOW_PATTERNS = {
@@ -70,7 +74,7 @@ def estimate(path: Path, settings: EngineSettings) -> MemoryEstimate:
     header = read_gguf_header(path)
     headers = [header, *(read_gguf_header(part) for part in other_parts(path))]
     weights = sum(part.file_bytes for part in headers)
-    repacked = sum(use.n_bytes for part in headers for use in part.tensor_types if use.type in _REPACKED)
+    repacked = _bytes_of(headers, _REPACKED) + _copy_bytes(path, headers, settings)
     vocabulary = VOCABULARY_FACTOR * header.header_bytes
     if only_embeds(header):
         kv, compute = 0, embedding_bytes(header, settings)
@@ -90,6 +94,32 @@ def estimate(path: Path, settings: EngineSettings) -> MemoryEstimate:
         kv_bytes=own.kv_bytes + other.kv_bytes,
         compute_bytes=own.compute_bytes + other.compute_bytes - shared,
     )
+
+
+def is_mostly_packed(path: Path, settings: EngineSettings) -> bool:
+    """Whether most of a model's weights are packed by kernels.py: then they are read, not mapped, and there is one copy."""
+    headers = [read_gguf_header(part) for part in (path, *other_parts(path))]
+    return 2 * _packed_bytes(headers, settings) > sum(header.file_bytes for header in headers)
+
+
+def _copy_bytes(path: Path, headers: Sequence[GgufHeader], settings: EngineSettings) -> int:
+    """What kernels.py packs beside what stays as it is in the file."""
+    packed = _packed_bytes(headers, settings)
+    if 2 * packed <= sum(header.file_bytes for header in headers):
+        return packed
+    # An embedding that is the output, too, is needed as it is, and packed.
+    tensors = {tensor.name: tensor for part in (path, *other_parts(path)) for tensor in read_gguf_tensors(part)}
+    embedding = tensors.get("token_embd.weight")
+    is_both = embedding is not None and embedding.type in kernels.packed_types() and "output.weight" not in tensors
+    return embedding.n_bytes if embedding is not None and is_both else 0
+
+
+def _packed_bytes(headers: Sequence[GgufHeader], settings: EngineSettings) -> int:
+    return _bytes_of(headers, kernels.packed_types()) if settings.extra.get("repack", True) else 0
+
+
+def _bytes_of(headers: Sequence[GgufHeader], types: frozenset[str]) -> int:
+    return sum(use.n_bytes for part in headers for use in part.tensor_types if use.type in types)
 
 
 def room_bytes(kv_bytes: int, n_slots: int) -> int:
@@ -241,8 +271,8 @@ def _compute_bytes(header: GgufHeader, settings: EngineSettings) -> int:
         inner = max(inner, (used + shared) * expert)
     # Residuals and the feed-forward's three products; queries for models whose heads are wider than their residual.
     activations = 4 * n_ubatch * (4 * width + 3 * inner + n_heads * (header.key_length or 0))
-    # Quantized copies of a product's input, made by the CPU.
-    work = 2 * n_ubatch * max(inner, width)
+    # Quantized copies of a product's input, made by the CPU, and what attention leaves to be merged.
+    work = 2 * n_ubatch * max(inner, width) + (PARTIAL_BYTES if settings.flash_attn else 0)
     mask = 2 * n_ubatch * n_cells * (2 if header.sliding_window else 1)
     if not settings.flash_attn:
         mask = 4 * n_ubatch * n_cells * (n_heads + 2)  # every score of every head

@@ -6,14 +6,18 @@ an AMD EPYC (Zen 5), llama.cpp's and ours: prefill of 512 482 and 3,100 tokens/s
 168 and 400; four sequences a step 13.9 and 2.9 ms. Values are rounded as llama.cpp does it, so that texts differ as they do
 between its own kernels, at near-ties.
 
-Processes that load models. The setting `repack` of a model (in `extra`) turns it off, with llama.cpp's own packing.
+Processes that load models; the host asks for the types. The setting `repack` of a model (in `extra`) turns them off, and
+llama.cpp's own packing.
 """
 
 from __future__ import annotations
 
-import llama_cpp as llama
-
 from hostler_llamacpp import _kernels
+
+
+def packed_types() -> frozenset[str]:
+    """Tensor types that are packed on this processor, as GGUF files name them."""
+    return frozenset(kind.upper() for kind, _ in _kernels.kernels())
 
 
 def attach() -> list[str]:
@@ -22,6 +26,8 @@ def attach() -> list[str]:
     Returns:
         Warnings: why they cannot be used, where they could be used with another llama-cpp-python.
     """
+    import llama_cpp as llama  # late: the host has none
+
     try:
         _kernels.attach(llama.llama_cpp._lib._name)
     except _kernels.NotAttached as reason:

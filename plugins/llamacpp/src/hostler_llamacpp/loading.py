@@ -16,7 +16,7 @@ import llama_cpp as llama
 from hostler import EngineSettings, InvalidModelFile, ModelFiles, ModelLoadFailed, Progress, usable_cores
 from hostler_llamacpp import hugepages, kernels
 from hostler_llamacpp.binding import log
-from hostler_llamacpp.estimate import draft_rows
+from hostler_llamacpp.estimate import draft_rows, is_mostly_packed
 from hostler_llamacpp.machine import Device, gpus
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
@@ -101,7 +101,8 @@ def load(files: ModelFiles, settings: EngineSettings, progress: Progress) -> Loa
     chosen = gpus(settings.device)
     if not chosen and settings.device == "auto" and settings.ngl not in (0, EngineSettings(ctx_len=1).ngl):
         warnings.append(f"ngl is {settings.ngl}, but this build of llama-cpp-python finds no GPU; all layers run on the CPU")
-    warnings += kernels.attach()
+    if settings.extra.get("repack", True):
+        warnings += kernels.attach()
     log.reset()
     _report(progress, 0.0)
     model = _load_model(path, settings, chosen, progress)
@@ -200,7 +201,8 @@ def _load_model(path: Path, settings: EngineSettings, chosen: list[Device], prog
         return goes_on
 
     params = llama.llama_model_default_params()
-    is_copied = not uses_gpu(chosen, settings) and hugepages.are_given() and hugepages.are_wanted(path, settings)
+    has_huge_pages = hugepages.are_given() and hugepages.are_wanted(path, settings)
+    is_copied = not uses_gpu(chosen, settings) and (has_huge_pages or is_mostly_packed(path, settings))
     params.load_mode = _LOAD_MODES[settings.use_mmap and not is_copied, settings.mlock]
     # llama-server's --repack: llama.cpp's own packed layouts, and ours (kernels.py).
     params.use_extra_bufts = bool(settings.extra.get("repack", True))
