@@ -141,7 +141,8 @@ class Attention final : public ggml::TensorTraits {
     std::memcpy(&softcap, op->op_params + 2, sizeof softcap);
     return fits && op->src[4] == nullptr && max_bias == 0.0f && softcap == 0.0f && q.type == ggml::kTypeF32 &&
            k.type == ggml::kTypeF16 && v.type == ggml::kTypeF16 && q.nb[0] == sizeof(float) && k.nb[0] == 2 && v.nb[0] == 2 &&
-           k.ne[0] == v.ne[0] && k.ne[1] == v.ne[1] && k.ne[2] == v.ne[2] && q.ne[3] == k.ne[3] && attention::can_attend(problem_of(op));
+           k.ne[0] == v.ne[0] && k.ne[1] == v.ne[1] && k.ne[2] == v.ne[2] && q.ne[3] == k.ne[3] &&
+           attention::can_attend(problem_of(op));
   }
 
   bool work_size(int n_threads, const Tensor* op, std::size_t& size) override {
