@@ -12,12 +12,14 @@ that a run that is interrupted, or ends after `--limit-s`, goes on when it is ca
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bars import MISSED, Bar, Verdict, judge, show, write_csv, write_markdown
 from bench_serving import parse_server
@@ -143,11 +145,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-def parse_value(text: str) -> bool | int | str:
-    """A setting's value as a start request has it."""
-    if text in ("true", "false"):
-        return text == "true"
-    return int(text) if text.lstrip("-").isdigit() else text
+def parse_value(text: str) -> Any:
+    """A setting's value as a start request has it: JSON, or else a text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def choose(arguments: argparse.Namespace) -> list[Piece]:

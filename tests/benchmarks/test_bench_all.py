@@ -116,6 +116,7 @@ def test_a_run_out_of_time_begins_nothing_more_and_a_later_one_goes_on(tmp_path:
 
 def test_settings_of_an_experiment_are_read_as_json_would_have_them() -> None:
     assert [bench_all.parse_value(text) for text in ("true", "false", "12", "f16")] == [True, False, 12, "f16"]
+    assert bench_all.parse_value('{"repack": false}') == {"repack": False}
 
 
 # -- the real table ----------------------------------------------------------------------------------------------------
