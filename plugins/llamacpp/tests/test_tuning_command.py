@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -112,6 +113,7 @@ def test_ctrl_c_leaves_no_process_and_the_next_command_goes_on(tmp_path: Path, m
 def test_quick_tuning_of_the_default_model_applies_and_reverts(smollm2_path: Path, tmp_path: Path) -> None:
     settings = home_with(tmp_path / "home", smol=smollm2_path)
     digest = smollm2_path.stat()
+    before = Library(settings.home, {}).find("smol").manifest.settings
 
     done = call(settings.home, "smol", "--quick", "--json", "--apply", "--choose", "Q8_0")
 
@@ -129,6 +131,9 @@ def test_quick_tuning_of_the_default_model_applies_and_reverts(smollm2_path: Pat
 
     reverted = call(settings.home, "smol", "--revert")
 
-    assert reverted.stdout.strip() == "smol runs its own file from its next start on"
-    assert Path(Library(settings.home, {}).files("smol").primary) == smollm2_path
+    # Whether settings were changed, too, is up to what was measured.
+    assert re.fullmatch(r"smol runs its own file( with .+)? from its next start on", reverted.stdout.strip())
+    library = Library(settings.home, {})
+    assert library.find("smol").manifest.settings == before
+    assert Path(library.files("smol").primary) == smollm2_path
     assert smollm2_path.stat() == digest
