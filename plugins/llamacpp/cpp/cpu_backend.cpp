@@ -57,6 +57,12 @@ Functions g_ggml;
 /// The fastest of each type; empty until attached.
 std::vector<packed::Kernels> g_kernels;
 
+/// Where an operation's own memory begins, aligned: up to kAlignment behind what ggml gives.
+char* work_of(const ComputeParams& params) {
+  const auto address = reinterpret_cast<std::uintptr_t>(params.wdata);
+  return reinterpret_cast<char*>((address + kAlignment - 1) / kAlignment * kAlignment);
+}
+
 std::int64_t vectors_of(const Tensor& tensor) { return tensor.ne[1] * tensor.ne[2] * tensor.ne[3]; }
 
 const float* vector_at(const Tensor& tensor, std::int64_t index) {
@@ -92,7 +98,8 @@ class PackedProduct final : public ggml::TensorTraits {
 
     if (n_vectors <= kMostRoundedByEach) {
       const std::size_t n_bytes = packed::rounded_bytes(n_vectors, matrix.ne[0]);
-      auto* rounded = rounded_at(params, static_cast<std::size_t>(params->ith) * n_bytes);
+      char* own = work_of(*params) + static_cast<std::size_t>(params->ith) * n_bytes;
+      auto* rounded = reinterpret_cast<packed::Activations*>(own);
       for (std::int64_t v = 0; v < n_vectors; ++v) kernels_.round(vector_at(vectors, v), n_blocks, v, rounded);
       const std::int64_t first = n_tiles * params->ith / params->nth;
       const std::int64_t last = n_tiles * (params->ith + 1) / params->nth;
@@ -100,7 +107,7 @@ class PackedProduct final : public ggml::TensorTraits {
       return true;
     }
 
-    auto* rounded = rounded_at(params, 0);
+    auto* rounded = reinterpret_cast<packed::Activations*>(work_of(*params));
     for (std::int64_t v = params->ith; v < n_vectors; v += params->nth) {
       kernels_.round(vector_at(vectors, v), n_blocks, v, rounded);
     }
@@ -117,11 +124,6 @@ class PackedProduct final : public ggml::TensorTraits {
   }
 
  private:
-  static packed::Activations* rounded_at(const ComputeParams* params, std::size_t offset) {
-    const auto base = (reinterpret_cast<std::uintptr_t>(params->wdata) + kAlignment - 1) / kAlignment * kAlignment;
-    return reinterpret_cast<packed::Activations*>(base + offset);
-  }
-
   packed::Kernels kernels_;
 };
 
@@ -154,8 +156,7 @@ class Attention final : public ggml::TensorTraits {
   bool compute_forward(ComputeParams* params, Tensor* op) override {
     const attention::Problem problem = problem_of(op);
     const attention::Plan plan = attention::make_plan(problem, params->nth);
-    const auto base = (reinterpret_cast<std::uintptr_t>(params->wdata) + kAlignment - 1) / kAlignment * kAlignment;
-    auto* memory = reinterpret_cast<char*>(base);
+    char* memory = work_of(*params);
     char* scratch = memory + plan.scratch_bytes * static_cast<std::size_t>(params->ith);
     auto* partials = reinterpret_cast<float*>(memory + plan.scratch_bytes * static_cast<std::size_t>(params->nth));
     if (params->ith == 0) g_ggml.set_chunk(params->threadpool, params->nth);

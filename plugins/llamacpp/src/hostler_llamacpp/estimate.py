@@ -98,15 +98,17 @@ def estimate(path: Path, settings: EngineSettings) -> MemoryEstimate:
 
 def is_mostly_packed(path: Path, settings: EngineSettings) -> bool:
     """Whether most of a model's weights are packed by kernels.py: then they are read, not mapped, and there is one copy."""
-    headers = [read_gguf_header(part) for part in (path, *other_parts(path))]
+    return _is_most([read_gguf_header(part) for part in (path, *other_parts(path))], settings)
+
+
+def _is_most(headers: Sequence[GgufHeader], settings: EngineSettings) -> bool:
     return 2 * _packed_bytes(headers, settings) > sum(header.file_bytes for header in headers)
 
 
 def _copy_bytes(path: Path, headers: Sequence[GgufHeader], settings: EngineSettings) -> int:
     """What kernels.py packs beside what stays as it is in the file."""
-    packed = _packed_bytes(headers, settings)
-    if 2 * packed <= sum(header.file_bytes for header in headers):
-        return packed
+    if not _is_most(headers, settings):
+        return _packed_bytes(headers, settings)
     # An embedding that is the output, too, is needed as it is, and packed.
     tensors = {tensor.name: tensor for part in (path, *other_parts(path)) for tensor in read_gguf_tensors(part)}
     embedding = tensors.get("token_embd.weight")
