@@ -117,7 +117,7 @@ def _copy_bytes(path: Path, headers: Sequence[GgufHeader], settings: EngineSetti
 
 
 def _packed_bytes(headers: Sequence[GgufHeader], settings: EngineSettings) -> int:
-    return _bytes_of(headers, kernels.packed_types()) if settings.extra.get("repack", True) else 0
+    return _bytes_of(headers, kernels.packed_types()) if kernels.are_wanted(settings) else 0
 
 
 def _bytes_of(headers: Sequence[GgufHeader], types: frozenset[str]) -> int:

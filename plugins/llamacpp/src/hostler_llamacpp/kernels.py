@@ -12,7 +12,13 @@ llama.cpp's own packing.
 
 from __future__ import annotations
 
+from hostler import EngineSettings
 from hostler_llamacpp import _kernels
+
+
+def are_wanted(settings: EngineSettings) -> bool:
+    """Whether matrices are to be packed at all: by the setting `repack`, which is llama-server's."""
+    return bool(settings.extra.get("repack", True))
 
 
 def packed_types() -> frozenset[str]:

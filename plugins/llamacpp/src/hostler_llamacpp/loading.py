@@ -101,7 +101,7 @@ def load(files: ModelFiles, settings: EngineSettings, progress: Progress) -> Loa
     chosen = gpus(settings.device)
     if not chosen and settings.device == "auto" and settings.ngl not in (0, EngineSettings(ctx_len=1).ngl):
         warnings.append(f"ngl is {settings.ngl}, but this build of llama-cpp-python finds no GPU; all layers run on the CPU")
-    if settings.extra.get("repack", True):
+    if kernels.are_wanted(settings):
         warnings += kernels.attach()
     log.reset()
     _report(progress, 0.0)
@@ -204,8 +204,7 @@ def _load_model(path: Path, settings: EngineSettings, chosen: list[Device], prog
     has_huge_pages = hugepages.are_given() and hugepages.are_wanted(path, settings)
     is_copied = not uses_gpu(chosen, settings) and (has_huge_pages or is_mostly_packed(path, settings))
     params.load_mode = _LOAD_MODES[settings.use_mmap and not is_copied, settings.mlock]
-    # llama-server's --repack: llama.cpp's own packed layouts, and ours (kernels.py).
-    params.use_extra_bufts = bool(settings.extra.get("repack", True))
+    params.use_extra_bufts = kernels.are_wanted(settings)
     # 15 ms per 100 MB, and without it garbage weights answer with arbitrary tokens.
     params.check_tensors = bool(settings.extra.get("check_tensors", True))
     params.progress_callback = on_progress
