@@ -42,16 +42,21 @@ class Reply:
     """The client closed the connection before the end, as it had been told to; what had come by then counts."""
 
 
+class IncompleteAnswer(ValueError):
+    """What came stops short of what the answer's framing promised."""
+
+
 def parse_http(pieces: Pieces, is_cut: bool = False) -> tuple[int, dict[str, str], Pieces]:
     """Split an answer that ended with its connection into status, headers (names lowered) and the timed body.
 
     Raises:
-        ValueError: What came is no HTTP answer, or its body stops short of what its framing promised, unless `is_cut`.
+        IncompleteAnswer: Its head stops short, or its body does and the client has not cut it.
+        ValueError: What came is no HTTP answer.
     """
     head, end, n_read = b"", -1, 0
     while end < 0:
         if n_read == len(pieces):
-            raise ValueError(f"the answer has no complete head: {head[:80]!r}")
+            raise IncompleteAnswer(f"the answer has no complete head: {head[:80]!r}")
         head += pieces[n_read][1]
         end = head.find(b"\r\n\r\n")
         n_read += 1
@@ -67,7 +72,7 @@ def parse_http(pieces: Pieces, is_cut: bool = False) -> tuple[int, dict[str, str
     elif "content-length" in headers:
         n_bytes = sum(len(data) for _, data in body)
         if n_bytes < int(headers["content-length"]) and not is_cut:
-            raise ValueError(f"the body ended after {n_bytes} of {headers['content-length']} bytes")
+            raise IncompleteAnswer(f"the body ended after {n_bytes} of {headers['content-length']} bytes")
     return int(words[1]), headers, [(time_s, data) for time_s, data in body if data]
 
 
@@ -97,7 +102,7 @@ def _dechunk(pieces: Pieces, is_cut: bool) -> Iterator[tuple[float, bytes]]:
         if content:
             yield time_s, b"".join(content)
     if not is_cut:
-        raise ValueError("the chunked body was cut before its last chunk")
+        raise IncompleteAnswer("the chunked body was cut before its last chunk")
 
 
 def parse_sse(body: Pieces) -> Iterator[tuple[float, bytes]]:
@@ -167,13 +172,25 @@ def read_reply(pieces: Pieces, sent_s: float, ended_s: float, failure: str | Non
             content = b"".join(data for _, data in body)
             if reply.status != 200:
                 raise ValueError(f"status {reply.status}: {content[:300].decode('utf-8', 'replace')}")
-            _take(reply, _decode_answer(content))
-    except (ValueError, msgspec.MsgspecError) as error:
-        if pieces or not is_cut:
+            _read_whole(reply, content)
+    except IncompleteAnswer as error:
+        if not is_cut:
             reply.error = reply.error or str(error)
+    except (ValueError, msgspec.MsgspecError) as error:
+        reply.error = reply.error or str(error)
     if not reply.is_counted:
         reply.completion_tokens = reply.n_chunks
     return reply
+
+
+def _read_whole(reply: Reply, content: bytes) -> None:
+    try:
+        answer = _decode_answer(content)
+    except msgspec.DecodeError as error:
+        if reply.is_cut:
+            raise IncompleteAnswer(str(error)) from error
+        raise
+    _take(reply, answer)
 
 
 def _read_stream(reply: Reply, body: Pieces) -> None:

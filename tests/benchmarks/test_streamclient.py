@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from answers import parse_http, parse_sse
+from answers import parse_http, parse_sse, read_reply
 from hypothesis import given
 from hypothesis import strategies as st
 from streamclient import Address, Pause, Request, Script, fetch, run_clients, run_scripts
@@ -120,6 +120,35 @@ def test_a_body_cut_before_its_last_chunk_is_an_error() -> None:
 def test_a_body_shorter_than_its_content_length_is_an_error() -> None:
     with pytest.raises(ValueError, match="after 2 of 5 bytes"):
         parse_http([(1.0, b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"), (2.0, b"ab")])
+
+
+STREAMED = HEAD + chunk(delta("Hé")) + chunk(delta("llo", "stop")) + chunk(USAGE) + chunk(DONE) + b"0\r\n\r\n"
+CONTENT = b'{"choices": [{"index": 0, "message": {"content": "Hello"}, "finish_reason": "stop"}]}'
+WHOLE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(CONTENT), CONTENT)
+
+
+@pytest.mark.parametrize("wire", [STREAMED, WHOLE], ids=["streamed", "whole"])
+def test_an_answer_that_stops_short_is_an_error_unless_its_client_left(wire: bytes) -> None:
+    for n_bytes in range(len(wire) - len(b"0\r\n\r\n")):
+        pieces = [(1.0, wire[:n_bytes])] if n_bytes else []
+
+        assert read_reply(pieces, 0.0, 2.0, None).error, n_bytes
+        assert read_reply(pieces, 0.0, 2.0, None, is_cut=True).error is None, n_bytes
+    assert read_reply([(1.0, wire)], 0.0, 2.0, None).error is None
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\n\r\n{}",
+        b"SMTP\r\n\r\n",
+        HEAD + chunk(event(error={"message": "the worker died"})),
+        HEAD + chunk(b"data: {]\n\n"),
+    ],
+    ids=["status", "no HTTP", "error event", "no JSON"],
+)
+def test_what_had_gone_wrong_before_its_client_left_is_an_error(wire: bytes) -> None:
+    assert read_reply([(1.0, wire)], 0.0, 2.0, None, is_cut=True).error
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:80", "https://127.0.0.1/v1", "http:///v1"])
