@@ -33,6 +33,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(job, name, FAST)
     monkeypatch.setattr(job, "QUICK_TOKENS", 300)
     monkeypatch.setattr(job, "SENSITIVITY_TOKENS", 100)
+    monkeypatch.setattr(job.kernels, "packed_types", frozenset)  # the same types whatever the processor
 
 
 @pytest.fixture
@@ -96,6 +97,44 @@ def test_coarse_types_that_save_no_time_make_no_mixes(settings: Settings, work: 
 
     assert [one.name for one in tuned.variants] == ["original", "Q8_0", "IQ4_NL", "Q4_0"]
     assert tuned.recommended == "original"
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [({}, ["Q8_0", "Q4_1", "IQ4_NL", "Q4_0"]), ({"repack": False}, ["Q8_0", "IQ4_NL", "Q4_0"])],
+)
+def test_a_type_that_the_plugin_packs_is_tried(
+    settings: Settings, work: Work, monkeypatch: pytest.MonkeyPatch, extra: dict[str, Any], expected: list[str]
+) -> None:
+    monkeypatch.setattr(job.kernels, "packed_types", lambda: frozenset({"Q4_1"}))
+    Library(settings.home, {}).update("tiny", settings={"extra": extra})
+
+    tuned = tuning_of(settings, work).run()
+
+    assert [one.name for one in tuned.variants] == ["original", *expected]
+
+
+def test_every_step_loads_the_model_as_it_is_run(settings: Settings, work: Work) -> None:
+    Library(settings.home, {}).update("tiny", settings={"extra": {"repack": False}})
+    asked: dict[str, set[bool]] = {}
+
+    def watches(step: str, arguments: dict[str, Any], **options: Any) -> dict[str, Any]:
+        asked.setdefault(step, set()).add(arguments["repack"])
+        return run_here(step, arguments, **options)
+
+    tuning_of(settings, work, quick=False, run=watches).run()
+
+    assert asked == {step: {False} for step in ("loss", "importance", "quantize", "sensitivity", "speed")}
+
+
+def test_another_setting_of_repack_begins_anew(settings: Settings, work: Work) -> None:
+    tuning_of(settings, work).begin()
+    work.note("loss source", {"perplexity": 1.0})
+    Library(settings.home, {}).update("tiny", settings={"extra": {"repack": False}})
+
+    tuning_of(settings, work).begin()
+
+    assert "loss source" not in work.state.done
 
 
 def test_settings_that_are_faster_are_found_one_after_the_other(settings: Settings, work: Work) -> None:

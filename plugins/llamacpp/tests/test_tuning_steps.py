@@ -20,7 +20,7 @@ from hostler_llamacpp.tuning.steps.opened import NotMeasurable, Opened
 from . import tiny_models
 
 TEXT = texts.evaluation()[:1500]
-RUNNING = {"n_threads": 1, "flash_attn": True, "cache_type": "f16", "n_tokens": 0, "text": TEXT}
+RUNNING = {"n_threads": 1, "flash_attn": True, "cache_type": "f16", "repack": True, "n_tokens": 0, "text": TEXT}
 
 
 def show(text: str, fraction: float | None = None) -> None:
@@ -42,7 +42,7 @@ def files(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     """The tiny llama in several types, and what its inputs' importance is."""
     folder = tmp_path_factory.mktemp("quantized")
     source, out = models / "llama.gguf", folder / "importance.npz"
-    importance.run({"path": str(source), "text": TEXT, "n_threads": 1, "out": str(out)}, show)
+    importance.run({"path": str(source), "text": TEXT, "n_threads": 1, "repack": True, "out": str(out)}, show)
     return {
         "source": source,
         "importance": out,
@@ -231,7 +231,7 @@ def test_group_that_is_coarse_alone_costs_less_than_all(files: dict[str, Path], 
 def test_speed_has_a_number_for_each_repeat(files: dict[str, Path]) -> None:
     arguments = {
         "path": str(files["Q4_0"]), "n_threads": 1, "n_batch": 32, "n_ubatch": 16, "flash_attn": True, "cache_type": "q8_0",
-        "use_mmap": False, "n_prompt": 64, "n_new": 4, "n_repeats": 3,
+        "use_mmap": False, "repack": True, "n_prompt": 64, "n_new": 4, "n_repeats": 3,
     }  # fmt: skip
     found = speed.run(arguments, show)
 

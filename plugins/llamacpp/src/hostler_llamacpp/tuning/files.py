@@ -5,7 +5,7 @@ Process of the command, its one thread. Each is made when it is first asked for,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +26,30 @@ Step = Callable[[str, Callable[[ShowStep], Found], Callable[[Found], str]], Foun
 class Files:
     """Of one source."""
 
-    def __init__(self, source: Source, work: Work, run: Run, step: Step, show: ShowStep, n_cores: int) -> None:
-        """Nothing is made yet."""
+    def __init__(
+        self, source: Source, work: Work, run: Run, step: Step, show: ShowStep, n_cores: int, packed: Collection[str]
+    ) -> None:
+        """Nothing is made yet.
+
+        Args:
+            packed: Types that the plugin packs itself on this processor.
+        """
         self._source = source
         self._work = work
         self._run = run
         self._step = step
         self._show = show
         self._n_cores = n_cores
-        self.coarse = coarse_types(read_gguf_tensors(source.made_from))
-        """The types worth trying."""
+        types = coarse_types(read_gguf_tensors(source.made_from), packed)
+        own = "" if source.made_from != source.path else source.quantization
+        self.coarse = tuple(name for name in types if name != own)
+        """The types worth trying, the closest first; a file is not made anew in the type it has."""
 
     def singles(self) -> list[Variant]:
         """The variants of one type; those that are no other than the source are left out."""
         sizes = {} if not self.coarse else changeable(self.quantized(FINE), self.quantized(self.coarse[0]))
-        is_from_other = self._source.made_from != self._source.path
         names = [FINE, *self.coarse] if self._source.quantization != FINE else list(self.coarse)
-        return [single(name, sizes) for name in names if name != self._source.quantization or is_from_other]
+        return [single(name, sizes) for name in names]
 
     def quantized(self, name: str) -> Path:
         """The whole model in one type, written by libllama."""

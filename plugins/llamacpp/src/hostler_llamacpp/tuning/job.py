@@ -27,7 +27,7 @@ from hostler import (
     show_bytes,
     usable_cores,
 )
-from hostler_llamacpp import ENVIRONMENT, hugepages
+from hostler_llamacpp import ENVIRONMENT, hugepages, kernels
 from hostler_llamacpp.tuning import texts
 from hostler_llamacpp.tuning.bench import BUSY_CORES, Effort, Running, Speeds, compare
 from hostler_llamacpp.tuning.child import StepFailed, run_step
@@ -138,6 +138,8 @@ class Tuning:
         source = order.source
         own = source.settings
         extra = own.get("extra") or {}
+        given = EngineSettings(ctx_len=1, use_mmap=own["use_mmap"], extra=extra)
+        self._repack = kernels.are_wanted(given)
         self._has_huge_pages = hugepages.are_given({**ENVIRONMENT, **os.environ})
         self.start = Running(
             cpu_threads=own.get("cpu_threads") or self._n_cores,
@@ -146,11 +148,11 @@ class Tuning:
             flash_attn=own["flash_attn"],
             cache_type=own["cache_type"],
             use_mmap=own["use_mmap"],
-            huge_pages=self._has_huge_pages
-            and hugepages.are_wanted(source.path, EngineSettings(ctx_len=1, use_mmap=own["use_mmap"], extra=extra)),
+            huge_pages=self._has_huge_pages and hugepages.are_wanted(source.path, given),
         )
         """As the model runs now."""
-        self._files = Files(source, work, self._run, self._step, display.show, self._n_cores)
+        packed = kernels.packed_types() if self._repack else frozenset[str]()
+        self._files = Files(source, work, self._run, self._step, display.show, self._n_cores, packed)
         self._is_from_other = source.made_from != source.path
 
     # -- before -------------------------------------------------------------------------------------------------------
@@ -174,6 +176,7 @@ class Tuning:
                 "llama_cpp": version("llama-cpp-python"),
                 "machine": machine(),
                 "running": msgspec.to_builtins(self.start),
+                "repack": self._repack,
                 "is_quick": self.order.is_quick,
                 "text": texts.digest(),
             },
@@ -464,6 +467,7 @@ class Tuning:
         return result
 
     def _run(self, step: str, arguments: dict[str, Any], show: ShowStep | None) -> dict[str, Any]:
+        arguments = {**arguments, "repack": self._repack}
         return self._run_step(step, arguments, log=self._work.log(step), show=show or _show_nothing)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -12,6 +13,8 @@ FINE = "Q8_0"
 """What keeps all that a 4-bit source has, and runs on fast kernels."""
 COARSE = ("IQ4_NL", "Q4_0")
 """4-bit types whose rows llama.cpp repacks for the CPU, the closer one first."""
+COARSE_PACKED = "Q4_1"
+"""The closest of all, where the plugin packs it itself (see kernels.py)."""
 COARSE_K = "Q4_K"
 """The same for models whose rows are multiples of 256."""
 K_BLOCK = 256
@@ -48,10 +51,15 @@ def n_elements(tensor: GgufTensor) -> int:
     return product
 
 
-def coarse_types(tensors: tuple[GgufTensor, ...]) -> tuple[str, ...]:
-    """The coarse types worth trying."""
+def coarse_types(tensors: tuple[GgufTensor, ...], packed: Collection[str]) -> tuple[str, ...]:
+    """The coarse types worth trying, the closest first.
+
+    Args:
+        packed: Types that the plugin packs itself on this processor.
+    """
     rows = [tensor.dims[0] for tensor in tensors if len(tensor.dims) > 1]
-    return (COARSE_K, *COARSE) if rows and all(row % K_BLOCK == 0 for row in rows) else COARSE
+    types = (COARSE_K, *COARSE) if rows and all(row % K_BLOCK == 0 for row in rows) else COARSE
+    return (COARSE_PACKED, *types) if COARSE_PACKED in packed else types
 
 
 def types_of(tensors: tuple[GgufTensor, ...]) -> str:
@@ -77,4 +85,4 @@ def fine_bytes(n_params: int) -> int:
 
 def coarse_bytes(n_params: int) -> int:
     """Of a file with all weights coarse, about."""
-    return int(n_params * 0.58)
+    return int(n_params * 0.64)

@@ -44,7 +44,7 @@ def run(arguments: dict[str, Any], show: Callable[..., None]) -> dict[str, Any]:
     """Evaluate a text, and write what was seen.
 
     Args:
-        arguments: `path`, `text`, `n_threads`, `out`: a file in numpy's npz form.
+        arguments: `path`, `text`, `n_threads`, `repack`, `out`: a file in numpy's npz form.
         show: Takes a text and a fraction.
 
     Returns:
@@ -53,7 +53,12 @@ def run(arguments: dict[str, Any], show: Callable[..., None]) -> dict[str, Any]:
     collector = Collector()
     show("loading", None)
     with Opened(
-        arguments["path"], n_ctx=CHUNK, n_threads=arguments["n_threads"], has_logits=False, on_node=collector.callback
+        arguments["path"],
+        n_ctx=CHUNK,
+        n_threads=arguments["n_threads"],
+        has_logits=False,
+        repack=arguments["repack"],
+        on_node=collector.callback,
     ) as opened:
         chunks = opened.chunks(arguments["text"], CHUNK, 0)
         n_tokens = sum(map(len, chunks))

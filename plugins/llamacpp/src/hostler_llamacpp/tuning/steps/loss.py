@@ -28,8 +28,8 @@ def run(arguments: dict[str, Any], show: Callable[..., None]) -> dict[str, Any]:
     """Measure one file.
 
     Args:
-        arguments: `path`, `text`, `n_tokens` (0: all), `n_threads`, `flash_attn`, `cache_type`; `reference`: the file of the
-            original's distributions; `is_reference`: this is the original, write them.
+        arguments: `path`, `text`, `n_tokens` (0: all), `n_threads`, `flash_attn`, `cache_type`, `repack`; `reference`: the
+            file of the original's distributions; `is_reference`: this is the original, write them.
         show: Takes a text and a fraction.
 
     Returns:
@@ -43,6 +43,7 @@ def run(arguments: dict[str, Any], show: Callable[..., None]) -> dict[str, Any]:
         n_threads=arguments["n_threads"],
         flash_attn=arguments["flash_attn"],
         cache_type=arguments["cache_type"],
+        repack=arguments["repack"],
     ) as opened:
         chunks = opened.chunks(arguments["text"], CHUNK, arguments["n_tokens"])
         if not chunks:

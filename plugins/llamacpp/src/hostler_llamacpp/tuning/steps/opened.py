@@ -44,6 +44,7 @@ class Opened:
         flash_attn: bool = True,
         cache_type: str = "f16",
         use_mmap: bool = True,
+        repack: bool = True,
         on_node: Any = None,
     ) -> None:
         """Load it.
@@ -54,14 +55,16 @@ class Opened:
             n_threads: Of llama.cpp.
             n_batch, n_ubatch: Tokens a call, and through the graph at once.
             has_logits: Every token may have some; else one token of a batch.
-            flash_attn, cache_type, use_mmap: As the settings of the same name.
+            flash_attn, cache_type, use_mmap, repack: As the settings of the same name.
             on_node: A `ggml_backend_sched_eval_callback`, or None.
         """
-        kernels.attach()
+        if repack:
+            kernels.attach()
         log.reset()
         params = llama.llama_model_default_params()
         params.load_mode = 1 if use_mmap else 0
         params.check_tensors = True
+        params.use_extra_bufts = repack
         params.n_gpu_layers = 0
         self.model = llama.llama_model_load_from_file(path.encode(), params)
         if not self.model:

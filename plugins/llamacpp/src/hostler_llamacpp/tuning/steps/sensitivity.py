@@ -19,7 +19,7 @@ def run(arguments: dict[str, Any], show: Callable[..., None]) -> dict[str, Any]:
 
     Args:
         arguments: `original`, `fine`, `coarse`: files; `groups`: name -> names of weights; `folder`: to work in; `text`,
-            `n_tokens`, `n_threads`, `flash_attn`, `cache_type`.
+            `n_tokens`, `n_threads`, `flash_attn`, `cache_type`, `repack`.
         show: Takes a text and a fraction.
 
     Returns:
@@ -28,7 +28,7 @@ def run(arguments: dict[str, Any], show: Callable[..., None]) -> dict[str, Any]:
     folder = Path(arguments["folder"])
     coarse = Path(arguments["coarse"])
     reference, mix = folder / "sensitivity.logp", folder / "sensitivity.gguf"
-    common = {name: arguments[name] for name in ("text", "n_tokens", "n_threads", "flash_attn", "cache_type")}
+    common = {name: arguments[name] for name in ("text", "n_tokens", "n_threads", "flash_attn", "cache_type", "repack")}
     common["reference"] = str(reference)
     loss.run({**common, "path": arguments["original"], "is_reference": True}, _quiet)
     found: dict[str, float] = {}

@@ -22,8 +22,8 @@ def run(arguments: dict[str, Any], show: Callable[..., None]) -> dict[str, Any]:
     """Measure.
 
     Args:
-        arguments: `path`, `n_threads`, `n_batch`, `n_ubatch`, `flash_attn`, `cache_type`, `use_mmap`, `n_prompt`, `n_new`,
-            `n_repeats`.
+        arguments: `path`, `n_threads`, `n_batch`, `n_ubatch`, `flash_attn`, `cache_type`, `use_mmap`, `repack`, `n_prompt`,
+            `n_new`, `n_repeats`.
         show: Takes a text and a fraction.
 
     Returns:
@@ -43,6 +43,7 @@ def run(arguments: dict[str, Any], show: Callable[..., None]) -> dict[str, Any]:
         flash_attn=arguments["flash_attn"],
         cache_type=arguments["cache_type"],
         use_mmap=arguments["use_mmap"],
+        repack=arguments["repack"],
     ) as opened:
         load_s = time.perf_counter() - started
         drawn = np.random.default_rng(1).integers(0, opened.n_vocab, n_prompt + n_new).astype(np.int32)
