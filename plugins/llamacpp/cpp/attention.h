@@ -1,4 +1,4 @@
-// Attention of float32 queries over float16 keys and values: llama.cpp's GGML_OP_FLASH_ATTN_EXT, computed in float32.
+// Attention of float32 queries over keys and values in float16 or Q8_0: llama.cpp's GGML_OP_FLASH_ATTN_EXT, in float32.
 //
 // llama.cpp's kernel takes the heads one by one, sums values in 16 bits for fewer than 64 tokens, and converts keys once for
 // each head that shares them. Here a tile of rows (the heads that share keys and values, times tokens) goes over chunks of 64
@@ -33,9 +33,10 @@ struct Problem {
   std::int64_t n_positions;  // a multiple of 16
   std::int64_t n_streams;
   float scale;
-  View q;      // float32
-  View k;      // float16
-  View v;      // float16
+  bool is_q8_0;  // keys and values are Q8_0, the width is a multiple of 32; else float16
+  View q;          // float32
+  View k;
+  View v;
   View mask;   // float16 by token and position, added to the scaled products; data may be null
   float* out;  // (n_streams, n_tokens, n_heads, width)
 };

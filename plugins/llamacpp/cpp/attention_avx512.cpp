@@ -11,6 +11,27 @@ const float kNothing = -__builtin_inff();
 
 inline __m512 halves(const char* at) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))); }
 
+/// What keys and values are stored as. `load` takes sixteen of a row from column `i` on, a multiple of 16; a row's first `n`
+/// take `bytes(n)`.
+struct Float16 {
+  static constexpr std::int64_t bytes(std::int64_t n) { return 2 * n; }
+  static __m512 load(const char* row, std::int64_t i) { return halves(row + 2 * i); }
+};
+
+/// ggml's Q8_0: by thirty-two a float16 factor and as many bytes.
+struct Q8_0 {
+  static constexpr std::int64_t kBlock = 32;
+  static constexpr std::int64_t bytes(std::int64_t n) { return n / kBlock * (kBlock + 2); }
+  static __m512 load(const char* row, std::int64_t i) {
+    const char* block = row + bytes(i);
+    short factor;
+    __builtin_memcpy(&factor, block, sizeof factor);
+    const __m512 factors = _mm512_cvtph_ps(_mm256_set1_epi16(factor));
+    const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block + 2 + i % kBlock));
+    return _mm512_mul_ps(factors, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(values)));
+  }
+};
+
 /// e^x to about 1e-7 for x <= 0; 0 where x is less than -87, minus infinity included.
 inline __m512 exponential(__m512 x) {
   const __mmask16 is_something = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_GE_OQ);
@@ -188,38 +209,41 @@ inline void transpose(__m512 (&rows)[kLanes]) {
 }
 
 /// Sixteen positions' keys from column `i` on: a register holds one column.
+template <class Format>
 inline void load_keys(const View& k, const char* at, std::int64_t i, __m512 (&block)[kLanes]) {
-  for (int p = 0; p < kLanes; ++p) block[p] = halves(at + static_cast<std::size_t>(p) * k.row + 2 * i);
+  for (int p = 0; p < kLanes; ++p) block[p] = Format::load(at + static_cast<std::size_t>(p) * k.row, i);
   transpose(block);
 }
 
+template <class Format>
 void convert_keys(const Problem& problem, const char* at, std::int64_t n, float* keys) {
   for (std::int64_t place = 0; place < n; place += kLanes, at += kLanes * problem.k.row) {
     for (std::int64_t i = 0; i < problem.width; i += kLanes) {
       __m512 block[kLanes];
-      load_keys(problem.k, at, i, block);
+      load_keys<Format>(problem.k, at, i, block);
       for (int j = 0; j < kLanes; ++j) _mm512_storeu_ps(keys + (i + j) * kChunk + place, block[j]);
     }
   }
 }
 
+template <class Format>
 void convert_values(const Problem& problem, const char* at, std::int64_t n, float* values) {
   for (std::int64_t p = 0; p < n; ++p, at += problem.v.row, values += problem.width) {
-    for (std::int64_t i = 0; i < problem.width; i += kLanes) _mm512_storeu_ps(values + i, halves(at + 2 * i));
+    for (std::int64_t i = 0; i < problem.width; i += kLanes) _mm512_storeu_ps(values + i, Format::load(at, i));
   }
 }
 
 /// As multiply_keys, from where the keys lie: for so few rows that converting them first would take longer.
-template <int kRows>
+template <class Format, int kRows>
 void multiply_keys_there(const float* q, const Problem& problem, const char* at, std::int64_t n, std::ptrdiff_t ahead,
                          float* scores) {
   for (std::int64_t place = 0; place < n; place += kLanes, at += kLanes * problem.k.row) {
-    for (std::size_t p = 0; p < kLanes; ++p) prefetch(at + ahead + p * problem.k.row, 2 * problem.width);
+    for (std::size_t p = 0; p < kLanes; ++p) prefetch(at + ahead + p * problem.k.row, Format::bytes(problem.width));
     __m512 sums[kRows];
     for (int r = 0; r < kRows; ++r) sums[r] = _mm512_setzero_ps();
     for (std::int64_t i = 0; i < problem.width; i += kLanes) {
       __m512 block[kLanes];
-      load_keys(problem.k, at, i, block);
+      load_keys<Format>(problem.k, at, i, block);
       for (int j = 0; j < kLanes; ++j) {
         for (int r = 0; r < kRows; ++r) {
           sums[r] = _mm512_fmadd_ps(_mm512_set1_ps(q[r * problem.width + i + j]), block[j], sums[r]);
@@ -319,14 +343,14 @@ void multiply_values(const float* weights, std::int64_t n, const float* values, 
                             [=](std::int64_t p, int i) { return _mm512_loadu_ps(values + p * width + i); });
 }
 
-/// The same from where the values lie; `at` is the first column's place at the first position.
-template <int kRows, int kParts>
+/// The same from where the values lie, from column `first` on.
+template <class Format, int kRows, int kParts>
 void multiply_values_there(const float* weights, std::int64_t n, const char* at, std::size_t row_bytes, std::ptrdiff_t ahead,
-                           std::int64_t width, float* out) {
+                           std::int64_t first, std::int64_t width, float* out) {
   sum_values<kRows, kParts>(weights, n, width, out, [=](std::int64_t p, int i) {
-    const char* from = at + static_cast<std::size_t>(p) * row_bytes + 2 * i;
-    if (i % (2 * kLanes) == 0) prefetch(from + ahead, 1);
-    return halves(from);
+    const char* row = at + static_cast<std::size_t>(p) * row_bytes;
+    if (i % (2 * kLanes) == 0) prefetch(row + Format::bytes(first + i) + ahead, 1);
+    return Format::load(row, first + i);
   });
 }
 
@@ -342,14 +366,15 @@ constexpr MultiplyKeys kMultiplyKeys[kKeyRows + 1] = {
 };
 
 using MultiplyKeysThere = void (*)(const float*, const Problem&, const char*, std::int64_t, std::ptrdiff_t, float*);
+template <class Format>
 constexpr MultiplyKeysThere kMultiplyKeysThere[kRowsThere + 1] = {
     nullptr,
-    multiply_keys_there<1>,
-    multiply_keys_there<2>,
-    multiply_keys_there<3>,
-    multiply_keys_there<4>,
-    multiply_keys_there<5>,
-    multiply_keys_there<6>,
+    multiply_keys_there<Format, 1>,
+    multiply_keys_there<Format, 2>,
+    multiply_keys_there<Format, 3>,
+    multiply_keys_there<Format, 4>,
+    multiply_keys_there<Format, 5>,
+    multiply_keys_there<Format, 6>,
 };
 
 using MultiplyValues = void (*)(const float*, std::int64_t, const float*, std::int64_t, float*);
@@ -368,23 +393,24 @@ constexpr const MultiplyValues* kMultiplyValues[kValueParts + 1] = {
 };
 
 using MultiplyValuesThere = void (*)(const float*, std::int64_t, const char*, std::size_t, std::ptrdiff_t, std::int64_t,
-                                     float*);
-template <int kParts>
+                                     std::int64_t, float*);
+template <class Format, int kParts>
 constexpr MultiplyValuesThere kMultiplyValueRowsThere[kRowsThere + 1] = {
     nullptr,
-    multiply_values_there<1, kParts>,
-    multiply_values_there<2, kParts>,
-    multiply_values_there<3, kParts>,
-    multiply_values_there<4, kParts>,
-    multiply_values_there<5, kParts>,
-    multiply_values_there<6, kParts>,
+    multiply_values_there<Format, 1, kParts>,
+    multiply_values_there<Format, 2, kParts>,
+    multiply_values_there<Format, 3, kParts>,
+    multiply_values_there<Format, 4, kParts>,
+    multiply_values_there<Format, 5, kParts>,
+    multiply_values_there<Format, 6, kParts>,
 };
+template <class Format>
 constexpr const MultiplyValuesThere* kMultiplyValuesThere[kValueParts + 1] = {
     nullptr,
-    kMultiplyValueRowsThere<1>,
-    kMultiplyValueRowsThere<2>,
-    kMultiplyValueRowsThere<3>,
-    kMultiplyValueRowsThere<4>,
+    kMultiplyValueRowsThere<Format, 1>,
+    kMultiplyValueRowsThere<Format, 2>,
+    kMultiplyValueRowsThere<Format, 3>,
+    kMultiplyValueRowsThere<Format, 4>,
 };
 
 std::int64_t at_most(std::int64_t n, std::int64_t most) { return n < most ? n : most; }
@@ -396,6 +422,7 @@ void for_parts(std::int64_t width, Put put) {
 }
 
 /// One chunk of a tile into scratch.out, most and total.
+template <class Format>
 void attend_chunk(const Problem& problem, const Tile& tile, Range range, Ahead ahead, const Scratch& scratch) {
   const std::int64_t n = range.last - range.first;
   const bool is_there = tile.n_head_rows <= kRowsThere;
@@ -404,10 +431,10 @@ void attend_chunk(const Problem& problem, const Tile& tile, Range range, Ahead a
     const float* q = scratch.q + head * tile.n_head_rows * problem.width;
     float* scores = scratch.scores + head * tile.n_head_rows * kChunk;
     if (is_there) {
-      kMultiplyKeysThere[tile.n_head_rows](q, problem, at, n, ahead.keys, scores);
+      kMultiplyKeysThere<Format>[tile.n_head_rows](q, problem, at, n, ahead.keys, scores);
       continue;
     }
-    convert_keys(problem, at, n, scratch.keys);
+    convert_keys<Format>(problem, at, n, scratch.keys);
     for (std::int64_t r = 0; r < tile.n_head_rows; r += kKeyRows) {
       kMultiplyKeys[at_most(tile.n_head_rows - r, kKeyRows)](q + r * problem.width, problem.width, scratch.keys, n,
                                                              scores + r * kChunk);
@@ -420,12 +447,12 @@ void attend_chunk(const Problem& problem, const Tile& tile, Range range, Ahead a
     float* out = scratch.out + head * tile.n_head_rows * problem.width;
     if (is_there) {
       for_parts(problem.width, [&](std::int64_t i, std::int64_t n_parts) {
-        kMultiplyValuesThere[n_parts][tile.n_head_rows](weights, n, at + 2 * i, problem.v.row, ahead.values, problem.width,
-                                                        out + i);
+        kMultiplyValuesThere<Format>[n_parts][tile.n_head_rows](weights, n, at, problem.v.row, ahead.values, i, problem.width,
+                                                                out + i);
       });
       continue;
     }
-    convert_values(problem, at, n, scratch.values);
+    convert_values<Format>(problem, at, n, scratch.values);
     for (std::int64_t r = 0; r < tile.n_head_rows; r += kValueRows) {
       for_parts(problem.width, [&](std::int64_t i, std::int64_t n_parts) {
         kMultiplyValues[n_parts][at_most(tile.n_head_rows - r, kValueRows)](weights + r * kChunk, n, scratch.values + i,
@@ -471,10 +498,9 @@ void clear(float* at, std::int64_t n, float value) {
   for (std::int64_t i = 0; i < n; ++i) at[i] = value;
 }
 
-}  // namespace
-
-void attend(const Problem& problem, const Plan& plan, std::int64_t unit, std::int64_t next_unit, char* scratch_memory,
-            float* partials) {
+template <class Format>
+void attend_unit(const Problem& problem, const Plan& plan, std::int64_t unit, std::int64_t next_unit, char* scratch_memory,
+                 float* partials) {
   const Tile tile = tile_of(problem, plan, plan.is_split ? unit / plan.n_chunks : unit);
   const std::int64_t n_most_rows = plan.tile_tokens * tile.n_shared * tile.n_kv_heads;
   const Scratch scratch = scratch_at(scratch_memory, problem, n_most_rows);
@@ -489,7 +515,7 @@ void attend(const Problem& problem, const Plan& plan, std::int64_t unit, std::in
         const Tile next = tile_of(problem, plan, next_unit / plan.n_chunks);
         ahead = ahead_of(problem, tile, unit % plan.n_chunks, next, next_unit % plan.n_chunks);
       }
-      attend_chunk(problem, tile, range, ahead, scratch);
+      attend_chunk<Format>(problem, tile, range, ahead, scratch);
     }
     for (std::int64_t r = 0; r < tile.n_rows; ++r, partial += problem.width + 2) {
       partial[0] = is_seen ? scratch.most[r] : kNothing;
@@ -507,7 +533,7 @@ void attend(const Problem& problem, const Plan& plan, std::int64_t unit, std::in
   for (std::int64_t chunk = 0; chunk < plan.n_chunks; ++chunk) {
     const Range range = visible(problem, tile, chunk);
     if (range.first == range.last) continue;
-    attend_chunk(problem, tile, range, ahead_of(problem, tile, chunk, tile, chunk + 1), scratch);
+    attend_chunk<Format>(problem, tile, range, ahead_of(problem, tile, chunk, tile, chunk + 1), scratch);
     for (std::int64_t r = 0; r < tile.n_rows; ++r) {
       add_chunk(scratch.most[r], scratch.total[r], scratch.out + r * problem.width, problem.width, scratch.all_most[r],
                 scratch.all_total[r], scratch.all_out + r * problem.width);
@@ -516,6 +542,14 @@ void attend(const Problem& problem, const Plan& plan, std::int64_t unit, std::in
   for (std::int64_t r = 0; r < tile.n_rows; ++r) {
     put_row(problem, tile, r, scratch.all_total[r], scratch.all_out + r * problem.width);
   }
+}
+
+}  // namespace
+
+void attend(const Problem& problem, const Plan& plan, std::int64_t unit, std::int64_t next_unit, char* scratch,
+            float* partials) {
+  const auto attend_as = problem.is_q8_0 ? attend_unit<Q8_0> : attend_unit<Float16>;
+  attend_as(problem, plan, unit, next_unit, scratch, partials);
 }
 
 void merge(const Problem& problem, const Plan& plan, std::int64_t part, std::int64_t n_parts, const float* partials) {

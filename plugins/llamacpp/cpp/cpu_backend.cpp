@@ -127,7 +127,7 @@ class PackedProduct final : public ggml::TensorTraits {
   packed::Kernels kernels_;
 };
 
-/// GGML_OP_FLASH_ATTN_EXT where keys and values are float16 and nothing unusual is asked for.
+/// GGML_OP_FLASH_ATTN_EXT where keys and values are float16 or Q8_0 and nothing unusual is asked for.
 class Attention final : public ggml::TensorTraits {
  public:
   static bool can_attend(const Tensor* op) {
@@ -142,8 +142,7 @@ class Attention final : public ggml::TensorTraits {
     std::memcpy(&max_bias, op->op_params + 1, sizeof max_bias);
     std::memcpy(&softcap, op->op_params + 2, sizeof softcap);
     return fits && op->src[4] == nullptr && max_bias == 0.0f && softcap == 0.0f && q.type == ggml::kTypeF32 &&
-           k.type == ggml::kTypeF16 && v.type == ggml::kTypeF16 && q.nb[0] == sizeof(float) && k.nb[0] == 2 && v.nb[0] == 2 &&
-           k.ne[0] == v.ne[0] && k.ne[1] == v.ne[1] && k.ne[2] == v.ne[2] && q.ne[3] == k.ne[3] &&
+           has_kernel(k) && v.type == k.type && q.nb[0] == sizeof(float) && v.nb[0] == k.nb[0] && k.ne[0] == v.ne[0] && k.ne[1] == v.ne[1] && k.ne[2] == v.ne[2] && q.ne[3] == k.ne[3] &&
            attention::can_attend(problem_of(op));
   }
 
@@ -172,6 +171,11 @@ class Attention final : public ggml::TensorTraits {
   }
 
  private:
+  /// Dense within a row: float16, or blocks of 32 and their factor.
+  static bool has_kernel(const Tensor& k) {
+    return (k.type == ggml::kTypeF16 && k.nb[0] == 2) || (k.type == ggml::kTypeQ8_0 && k.nb[0] == 34);
+  }
+
   static attention::View view_of(const Tensor* tensor) {
     if (tensor == nullptr) return {};
     return {static_cast<const char*>(tensor->data), tensor->nb[1], tensor->nb[2], tensor->ne[3] == 1 ? 0 : tensor->nb[3]};
@@ -188,6 +192,7 @@ class Attention final : public ggml::TensorTraits {
     problem.n_positions = k.ne[1];
     problem.n_streams = q.ne[3];
     std::memcpy(&problem.scale, op->op_params, sizeof problem.scale);
+    problem.is_q8_0 = k.type == ggml::kTypeQ8_0;
     problem.q = view_of(op->src[0]);
     problem.k = view_of(op->src[1]);
     problem.v = view_of(op->src[2]);

@@ -16,6 +16,7 @@ constexpr int kBackendApi = 2;
 
 constexpr int kTypeF32 = 0;
 constexpr int kTypeF16 = 1;
+constexpr int kTypeQ8_0 = 8;
 constexpr int kOpMulMat = 29;
 constexpr int kOpFlashAttnExt = 74;
 constexpr int kStatusSuccess = 0;

@@ -65,30 +65,31 @@ nb::bytes multiply(const std::string& type, const std::string& instruction_set, 
 /// n_heads, n_kv_heads, n_tokens, n_streams.
 using Shape = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
 
-nb::bytes attend(const nb::bytes& q, const nb::bytes& k, const nb::bytes& v, const nb::bytes& mask, const Shape& shape,
-                 float scale, int n_threads) {
+nb::bytes attend(const std::string& type, const nb::bytes& q, const nb::bytes& k, const nb::bytes& v, const nb::bytes& mask,
+                 const Shape& shape, float scale, int n_threads) {
   const auto [n_heads, n_kv_heads, n_tokens, n_streams] = shape;
   attention::Problem problem{};
   const std::int64_t n_q_rows = n_streams * n_tokens * n_heads;
   problem.width = n_q_rows > 0 ? static_cast<std::int64_t>(q.size() / sizeof(float)) / n_q_rows : 0;
+  problem.is_q8_0 = type == "q8_0";
+  const auto stored = [&](std::int64_t n) { return static_cast<std::size_t>(problem.is_q8_0 ? n / 32 * 34 : 2 * n); };
   const std::int64_t row = n_kv_heads * problem.width;  // of keys, and of values
   problem.n_heads = n_heads;
   problem.n_kv_heads = n_kv_heads;
   problem.n_tokens = n_tokens;
-  problem.n_positions = n_streams > 0 && row > 0 ? static_cast<std::int64_t>(k.size() / 2) / row / n_streams : 0;
+  problem.n_positions = n_streams > 0 && stored(row) > 0 ? static_cast<std::int64_t>(k.size() / stored(row)) / n_streams : 0;
   problem.n_streams = n_streams;
   problem.scale = scale;
   const auto n_mask = static_cast<std::size_t>(n_streams * n_tokens * problem.n_positions);
   if (problem.n_positions == 0 || q.size() != static_cast<std::size_t>(n_q_rows * problem.width) * sizeof(float) ||
-      k.size() != static_cast<std::size_t>(n_streams * problem.n_positions * row) * 2 || v.size() != k.size() ||
+      k.size() != stored(n_streams * problem.n_positions * row) || v.size() != k.size() || (type != "f16" && type != "q8_0") ||
       (mask.size() != 0 && mask.size() != 2 * n_mask) || n_threads < 1 || !attention::can_attend(problem)) {
     throw nb::value_error("there is no kernel for this shape on this processor");
   }
   const auto bytes = [](std::int64_t n, std::size_t size) { return static_cast<std::size_t>(n) * size; };
   const std::int64_t q_row = n_heads * problem.width;
   problem.q = {static_cast<const char*>(q.data()), bytes(q_row, 4), bytes(problem.width, 4), bytes(n_tokens * q_row, 4)};
-  problem.k = {static_cast<const char*>(k.data()), bytes(row, 2), bytes(problem.width, 2),
-               bytes(problem.n_positions * row, 2)};
+  problem.k = {static_cast<const char*>(k.data()), stored(row), stored(problem.width), stored(problem.n_positions * row)};
   problem.v = problem.k;
   problem.v.data = static_cast<const char*>(v.data());
   if (mask.size() != 0) {
@@ -122,6 +123,7 @@ NB_MODULE(_kernels, module) {
   module.def("kernels", kernels, "Pairs of a type and an instruction set that this processor can run.");
   module.def("multiply", multiply, "type"_a, "instruction_set"_a, "matrix"_a, "vectors"_a, "n_rows"_a,
              "Products (n_vectors, n_rows) of a matrix, as files hold it, and float32 vectors: for tests.");
-  module.def("attend", attend, "q"_a, "k"_a, "v"_a, "mask"_a, "shape"_a, "scale"_a, "n_threads"_a,
-             "Attention (n_streams, n_tokens, n_heads, width) of float32 over float16; cut as for n_threads: for tests.");
+  module.def("attend", attend, "type"_a, "q"_a, "k"_a, "v"_a, "mask"_a, "shape"_a, "scale"_a, "n_threads"_a,
+             "Attention (n_streams, n_tokens, n_heads, width); keys and values are f16 or q8_0; cut as for "
+             "n_threads: for tests.");
 }

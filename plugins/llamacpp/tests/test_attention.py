@@ -30,15 +30,27 @@ SHAPES = [
     (64, 1, 32, 3, 64, 1),
     (6, 3, 16, 100, 512, 2),
 ]
+CASES = [("f16", shape) for shape in SHAPES] + [("q8_0", shape) for shape in SHAPES if shape[2] % 32 == 0]
+
+
+def q8_0_blocks(values: np.ndarray) -> np.ndarray:
+    """As ggml stores them: by thirty-two a factor and as many bytes."""
+    rows = values.astype(np.float32).reshape(-1, 32)
+    factors = (np.abs(rows).max(axis=1) / 127).astype(np.float16)
+    blocks = np.empty(len(rows), [("factor", np.float16), ("values", np.int8, 32)])
+    blocks["factor"] = factors
+    blocks["values"] = np.rint(rows / np.where(factors == 0, 1, factors).astype(np.float32)[:, None])
+    return blocks
 
 
 class Case:
     """Random queries, keys and values of a shape, and a mask as a causal model has it: the last token sees everything but the
     padding, and every stream's first token sees one position."""
 
-    def __init__(self, shape: tuple[int, ...], seed: int = 0) -> None:
+    def __init__(self, shape: tuple[int, ...], kind: str = "f16") -> None:
+        self.kind = kind
         self.n_heads, self.n_kv_heads, width, self.n_tokens, n_positions, self.n_streams = shape
-        random = np.random.default_rng(seed)
+        random = np.random.default_rng(0)
         self.q = random.normal(size=(self.n_streams, self.n_tokens, self.n_heads, width)).astype(np.float32)
         self.k = random.normal(size=(self.n_streams, n_positions, self.n_kv_heads, width)).astype(np.float16)
         self.v = random.normal(size=self.k.shape).astype(np.float16)
@@ -50,15 +62,25 @@ class Case:
 
     def attend(self, *, n_threads: int = 2, has_mask: bool = True) -> np.ndarray:
         found = _kernels.attend(
-            self.q.tobytes(), self.k.tobytes(), self.v.tobytes(), self.mask.tobytes() if has_mask else b"",
+            self.kind, self.q.tobytes(), self.stored(self.k), self.stored(self.v), self.mask.tobytes() if has_mask else b"",
             (self.n_heads, self.n_kv_heads, self.n_tokens, self.n_streams), self.scale, n_threads,
         )  # fmt: skip
         return np.frombuffer(found, np.float32).reshape(self.q.shape)
 
+    def stored(self, values: np.ndarray) -> bytes:
+        return (q8_0_blocks(values) if self.kind == "q8_0" else values).tobytes()
+
+    def read(self, values: np.ndarray) -> np.ndarray:
+        """What is left of them in storage, in float64."""
+        if self.kind == "f16":
+            return values.astype(np.float64)
+        blocks = q8_0_blocks(values)
+        return (blocks["factor"].astype(np.float64)[:, None] * blocks["values"]).reshape(values.shape)
+
     def expected(self, *, has_mask: bool = True) -> np.ndarray:
         """In float64."""
         n_shared = self.n_heads // self.n_kv_heads
-        k, v = (np.repeat(one.astype(np.float64), n_shared, axis=2) for one in (self.k, self.v))
+        k, v = (np.repeat(self.read(one), n_shared, axis=2) for one in (self.k, self.v))
         scores = np.einsum("sthw,sphw->shtp", self.q.astype(np.float64), k) * np.float64(np.float32(self.scale))
         if has_mask:
             scores += self.mask[:, None].astype(np.float64)
@@ -70,28 +92,29 @@ class Case:
         return result
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("kind", "shape"), CASES, ids=str)
 @pytest.mark.parametrize("has_mask", [True, False])
-def test_it_is_attention(shape: tuple[int, ...], *, has_mask: bool) -> None:
-    case = Case(shape)
+def test_it_is_attention(kind: str, shape: tuple[int, ...], *, has_mask: bool) -> None:
+    case = Case(shape, kind)
 
     assert np.abs(case.attend(has_mask=has_mask) - case.expected(has_mask=has_mask)).max() < 1e-5
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_no_bit_depends_on_the_number_of_threads(shape: tuple[int, ...]) -> None:
-    case = Case(shape)
+@pytest.mark.parametrize(("kind", "shape"), CASES, ids=str)
+def test_no_bit_depends_on_the_number_of_threads(kind: str, shape: tuple[int, ...]) -> None:
+    case = Case(shape, kind)
 
     found = [case.attend(n_threads=n_threads) for n_threads in (1, 2, 3, 64)]
 
     assert all(np.array_equal(found[0], one) for one in found[1:])
 
 
-def test_no_bit_depends_on_what_is_evaluated_beside_it() -> None:
-    case = Case((9, 3, 64, 70, 208, 2))
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+def test_no_bit_depends_on_what_is_evaluated_beside_it(kind: str) -> None:
+    case = Case((9, 3, 64, 70, 208, 2), kind)
     together = case.attend()
     for token in (0, 1, 33, 69):
-        alone = Case((9, 3, 64, 1, 208, 1))
+        alone = Case((9, 3, 64, 1, 208, 1), kind)
         alone.q, alone.k, alone.v = case.q[1:, token : token + 1], case.k[1:], case.v[1:]
         alone.mask = case.mask[1:, token : token + 1]
 
@@ -153,12 +176,19 @@ def test_shapes_without_a_kernel_are_refused(shape: tuple[int, ...]) -> None:
         Case(shape).attend()
 
 
+@pytest.mark.parametrize("width", [16, 48, 80])
+def test_q8_0_is_attended_in_whole_blocks(width: int) -> None:
+    with pytest.raises(ValueError, match="no kernel for this shape"):
+        _kernels.attend("q8_0", bytes(width * 4), bytes(2 * 16 * width), bytes(2 * 16 * width), b"", (1, 1, 1, 1), 1.0, 1)
+
+
+@pytest.mark.parametrize("cache_type", ["f16", "q8_0"])
 def test_a_prompt_gives_the_same_answer_to_the_last_bit_however_it_is_cut(
-    models: Path, tmp_path: Path, load: Callable[..., Loaded]
+    models: Path, tmp_path: Path, load: Callable[..., Loaded], cache_type: str
 ) -> None:
     """Products and attention are the same for one row and for many, so guesses and chunks change nothing."""
     path = requantized(models / "llama.gguf", tmp_path / "quantized.gguf", "Q8_0")
-    settings = {"flash_attn": True, "cache_type": "f16"}
+    settings = {"flash_attn": True, "cache_type": cache_type}
     tokens = prompt(150, 3)
     params = msgspec.structs.replace(GREEDY, max_tokens=20, logprobs=5)
 

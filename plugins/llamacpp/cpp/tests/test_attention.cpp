@@ -15,20 +15,33 @@ using namespace hostler::attention;
 
 namespace {
 
-std::vector<std::uint16_t> drawn_halves(std::int64_t n, unsigned seed) {
-  std::mt19937 random(seed);
-  std::vector<std::uint16_t> values(static_cast<std::size_t>(n));
-  for (std::uint16_t& value : values) value = static_cast<std::uint16_t>(0x3000 + random() % 0x0c00);  // 0.125 to 1
-  return values;
+std::size_t bytes(std::int64_t n, std::size_t size) { return static_cast<std::size_t>(n) * size; }
+
+/// Of so many numbers.
+std::size_t stored_bytes(std::int64_t n, bool is_q8_0) { return is_q8_0 ? bytes(n / 32, 34) : bytes(n, 2); }
+
+std::vector<std::uint16_t> drawn_keys(std::int64_t n, bool is_q8_0) {
+  std::mt19937 random(1);
+  std::vector<std::uint16_t> words(stored_bytes(n, is_q8_0) / 2);
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    const bool is_byte_pair = is_q8_0 && i % 17 != 0;
+    words[i] = static_cast<std::uint16_t>(is_byte_pair ? random() : 0x3000 + random() % 0x0c00);  // 0.125 to 1
+  }
+  return words;
+}
+
+std::vector<std::uint16_t> values_of_one_half(std::int64_t n, bool is_q8_0) {
+  std::vector<std::uint16_t> words(stored_bytes(n, is_q8_0) / 2, is_q8_0 ? 0x4040 : 0x3800);  // 64 / 128
+  for (std::size_t i = 0; is_q8_0 && i < words.size(); i += 17) words[i] = 0x2000;             // 1 / 128
+  return words;
 }
 
 /// Everybody sees everything, and all values are one half: so is every result.
-void attend_in_threads(std::int64_t width, std::int64_t n_heads, std::int64_t n_kv_heads, std::int64_t n_tokens,
-                       std::int64_t n_positions, std::int64_t n_streams, int n_threads) {
-  const auto bytes = [](std::int64_t n, std::size_t size) { return static_cast<std::size_t>(n) * size; };
+void attend_stored(bool is_q8_0, std::int64_t width, std::int64_t n_heads, std::int64_t n_kv_heads, std::int64_t n_tokens,
+                   std::int64_t n_positions, std::int64_t n_streams, int n_threads) {
   const std::vector<float> q(bytes(n_streams * n_tokens * n_heads * width, 1), 0.5f);
-  const auto k = drawn_halves(n_streams * n_positions * n_kv_heads * width, 1);
-  const std::vector<std::uint16_t> v(k.size(), 0x3800);
+  const auto k = drawn_keys(n_streams * n_positions * n_kv_heads * width, is_q8_0);
+  const auto v = values_of_one_half(n_streams * n_positions * n_kv_heads * width, is_q8_0);
   const std::vector<std::uint16_t> mask(bytes(n_streams * n_tokens * n_positions, 1), 0);
   std::vector<float> out(q.size());
   Problem problem{};
@@ -39,10 +52,12 @@ void attend_in_threads(std::int64_t width, std::int64_t n_heads, std::int64_t n_
   problem.n_positions = n_positions;
   problem.n_streams = n_streams;
   problem.scale = 0.125f;
+  problem.is_q8_0 = is_q8_0;
   const std::int64_t row = n_kv_heads * width;
   problem.q = {reinterpret_cast<const char*>(q.data()), bytes(n_heads * width, 4), bytes(width, 4),
                bytes(n_tokens * n_heads * width, 4)};
-  problem.k = {reinterpret_cast<const char*>(k.data()), bytes(row, 2), bytes(width, 2), bytes(n_positions * row, 2)};
+  problem.k = {reinterpret_cast<const char*>(k.data()), stored_bytes(row, is_q8_0), stored_bytes(width, is_q8_0),
+               stored_bytes(n_positions * row, is_q8_0)};
   problem.v = problem.k;
   problem.v.data = reinterpret_cast<const char*>(v.data());
   problem.mask = {reinterpret_cast<const char*>(mask.data()), bytes(n_positions, 2), 0, bytes(n_tokens * n_positions, 2)};
@@ -65,6 +80,14 @@ void attend_in_threads(std::int64_t width, std::int64_t n_heads, std::int64_t n_
     each([&](int t) { merge(problem, plan, t, n_threads, partials.data()); });
   }
   for (const float value : out) CHECK(std::fabs(value - 0.5f) < 1e-4f);
+}
+
+void attend_in_threads(std::int64_t width, std::int64_t n_heads, std::int64_t n_kv_heads, std::int64_t n_tokens,
+                       std::int64_t n_positions, std::int64_t n_streams, int n_threads) {
+  for (const bool is_q8_0 : {false, true}) {
+    if (is_q8_0 && width % 32 != 0) continue;
+    attend_stored(is_q8_0, width, n_heads, n_kv_heads, n_tokens, n_positions, n_streams, n_threads);
+  }
 }
 
 }  // namespace

@@ -2,8 +2,6 @@
 Products of matrices and attention for llama.cpp's CPU backend. Import hostler_llamacpp.kernels instead.
 """
 
-
-
 class NotAttached(Exception):
     pass
 
@@ -20,7 +18,9 @@ def multiply(type: str, instruction_set: str, matrix: bytes, vectors: bytes, n_r
     Products (n_vectors, n_rows) of a matrix, as files hold it, and float32 vectors: for tests.
     """
 
-def attend(q: bytes, k: bytes, v: bytes, mask: bytes, shape: tuple[int, int, int, int], scale: float, n_threads: int) -> bytes:
+def attend(
+    type: str, q: bytes, k: bytes, v: bytes, mask: bytes, shape: tuple[int, int, int, int], scale: float, n_threads: int
+) -> bytes:
     """
-    Attention (n_streams, n_tokens, n_heads, width) of float32 over float16; cut as for n_threads: for tests.
+    Attention (n_streams, n_tokens, n_heads, width); keys and values are f16 or q8_0; cut as for n_threads: for tests.
     """
