@@ -25,9 +25,10 @@ bool has_avx512() noexcept {
 bool can_attend(const Problem& problem) noexcept {
 #ifdef HOSTLER_X86
   static const bool can = has_avx512();
-  return can && problem.width > 0 && problem.width % (problem.is_q8_0 ? 32 : 16) == 0 && problem.width <= kMaxWidth && problem.n_kv_heads > 0 &&
-         problem.n_heads % problem.n_kv_heads == 0 && problem.n_heads / problem.n_kv_heads <= kMaxRows &&
-         problem.n_tokens > 0 && problem.n_positions > 0 && problem.n_positions % 16 == 0 && problem.n_streams > 0;
+  return can && problem.width > 0 && problem.width % (problem.is_q8_0 ? 32 : 16) == 0 && problem.width <= kMaxWidth &&
+         problem.n_kv_heads > 0 && problem.n_heads % problem.n_kv_heads == 0 &&
+         problem.n_heads / problem.n_kv_heads <= kMaxRows && problem.n_tokens > 0 && problem.n_positions > 0 &&
+         problem.n_positions % 16 == 0 && problem.n_streams > 0;
 #else
   static_cast<void>(problem);
   return false;

@@ -142,8 +142,8 @@ class Attention final : public ggml::TensorTraits {
     std::memcpy(&max_bias, op->op_params + 1, sizeof max_bias);
     std::memcpy(&softcap, op->op_params + 2, sizeof softcap);
     return fits && op->src[4] == nullptr && max_bias == 0.0f && softcap == 0.0f && q.type == ggml::kTypeF32 &&
-           has_kernel(k) && v.type == k.type && q.nb[0] == sizeof(float) && v.nb[0] == k.nb[0] && k.ne[0] == v.ne[0] && k.ne[1] == v.ne[1] && k.ne[2] == v.ne[2] && q.ne[3] == k.ne[3] &&
-           attention::can_attend(problem_of(op));
+           q.nb[0] == sizeof(float) && has_kernel(k) && v.type == k.type && v.nb[0] == k.nb[0] && k.ne[0] == v.ne[0] &&
+           k.ne[1] == v.ne[1] && k.ne[2] == v.ne[2] && q.ne[3] == k.ne[3] && attention::can_attend(problem_of(op));
   }
 
   bool work_size(int n_threads, const Tensor* op, std::size_t& size) override {

@@ -3,6 +3,10 @@
 
 #include <cstring>
 
+#ifdef HOSTLER_X86
+#include <cpuid.h>
+#endif
+
 namespace hostler::packed {
 namespace {
 
@@ -22,7 +26,22 @@ void pack(const void* from, std::int64_t n_rows, std::int64_t n_blocks, void* to
 }
 
 #ifdef HOSTLER_X86
-constexpr const Kernels* kAll[] = {&kQ4_1Avx512, &kQ8_0Avx512, &kQ4_1Avx2};
+constexpr const Kernels* kAll[] = {
+    &kQ4_1Avx512,  &kQ8_0Avx512,
+#ifdef HOSTLER_AVX_VNNI
+    &kQ4_1AvxVnni, &kQ8_0AvxVnni,
+#endif
+    &kQ4_1Avx2,    &kQ8_0Avx2,
+};
+
+/// Leaf 7.1, EAX, bit 4: compilers' own names for it are younger than the instruction.
+bool has_avx_vnni() noexcept {
+  unsigned eax = 0;
+  unsigned ebx = 0;
+  unsigned ecx = 0;
+  unsigned edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & (1u << 4)) != 0;
+}
 #endif
 
 }  // namespace
@@ -55,7 +74,8 @@ bool can_run(const Kernels& kernels) noexcept {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vnni");
   }
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  return has_avx2 && (std::strcmp(kernels.instruction_set, "avx_vnni") != 0 || has_avx_vnni());
 }
 
 #else

@@ -93,7 +93,10 @@ void pack_q8_0(const void* blocks, std::int64_t n_rows, std::int64_t n_blocks, v
 
 extern const Kernels kQ4_1Avx512;
 extern const Kernels kQ8_0Avx512;
+extern const Kernels kQ4_1AvxVnni;
+extern const Kernels kQ8_0AvxVnni;
 extern const Kernels kQ4_1Avx2;
+extern const Kernels kQ8_0Avx2;
 
 /// A list without ownership.
 struct KernelsList {

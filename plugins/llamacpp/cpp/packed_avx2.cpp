@@ -1,109 +1,42 @@
-// AVX2 with FMA and F16C, Q4_1 only: products are summed in 16 bits within a block, which 8 * 2 * 15 * 127 = 30,480 does not
-// overflow.
+// AVX2 with FMA and F16C.
 // Compiled with these instructions allowed, so nothing may be included whose inline functions others use, too.
-#include <immintrin.h>
-
-#include "packed.h"
+#include "packed_halves.h"
 
 namespace hostler::packed {
 namespace {
 
-constexpr int kHalfRows = kTileRows / 2;  // of a tile: what a register of 256 bits holds
-
-/// The four 8-bit activations at `values` in each of eight places.
-inline __m256i spread(const std::int8_t* values) {
-  int four;
-  __builtin_memcpy(&four, values, sizeof four);
-  return _mm256_set1_epi32(four);
-}
-
-/// Half a tile (`half` 0 or 1) with up to four vectors: more would not fit into sixteen registers.
-template <int kVectors>
-void multiply_half(const Q4_1::Tile* tiles, int half, std::int64_t n_blocks, const Activations* group, float* products,
-                   std::int64_t stride) {
-  const __m256i low = _mm256_set1_epi8(15);
-  const __m256i ones = _mm256_set1_epi16(1);
-  __m256 total[kVectors];
-  for (int v = 0; v < kVectors; ++v) total[v] = _mm256_setzero_ps();
-  for (std::int64_t b = 0; b < n_blocks; ++b, ++tiles, group += kGroupVectors) {
-    __m256i sums[kVectors];
-    for (int v = 0; v < kVectors; ++v) sums[v] = _mm256_setzero_si256();
-    for (int i = 0; i < 4; ++i) {
-      const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(tiles->q[i] + 4 * kHalfRows * half));
-      const __m256i first = _mm256_and_si256(pairs, low);
-      const __m256i second = _mm256_and_si256(_mm256_srli_epi16(pairs, 4), low);
-      for (int v = 0; v < kVectors; ++v) {
-        sums[v] = _mm256_add_epi16(sums[v], _mm256_maddubs_epi16(first, spread(group[v].q + 4 * i)));
-        sums[v] = _mm256_add_epi16(sums[v], _mm256_maddubs_epi16(second, spread(group[v].q + 16 + 4 * i)));
-      }
-    }
-    const __m256 step = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(tiles->d + kHalfRows * half)));
-    const __m256 least = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(tiles->m + kHalfRows * half)));
-    for (int v = 0; v < kVectors; ++v) {
-      const __m256 sum = _mm256_cvtepi32_ps(_mm256_madd_epi16(sums[v], ones));
-      total[v] = _mm256_fmadd_ps(sum, _mm256_mul_ps(step, _mm256_set1_ps(group[v].scale)), total[v]);
-      total[v] = _mm256_fmadd_ps(least, _mm256_set1_ps(group[v].sum), total[v]);
-    }
+/// Of weights up to 15: a block's products are summed in 16 bits, which 8 * 2 * 15 * 127 = 30,480 does not overflow.
+struct SmallSum {
+  static constexpr bool kHasSigns = false;
+  static __m256i prepare(__m256i weights) { return weights; }
+  static __m256i add(__m256i sum, __m256i weights, __m256i x) {
+    return _mm256_add_epi16(sum, _mm256_maddubs_epi16(weights, x));
   }
-  for (int v = 0; v < kVectors; ++v) _mm256_storeu_ps(products + v * stride, total[v]);
-}
-
-constexpr int kVectorsAtOnce = 4;
-using MultiplyHalf = void (*)(const Q4_1::Tile*, int, std::int64_t, const Activations*, float*, std::int64_t);
-constexpr MultiplyHalf kMultiplyHalf[kVectorsAtOnce + 1] = {
-    nullptr, multiply_half<1>, multiply_half<2>, multiply_half<3>, multiply_half<4>,
+  static __m256i finish(__m256i sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
 };
 
-void multiply(const void* matrix, std::int64_t n_blocks, std::int64_t first_tile, std::int64_t last_tile,
-              const Activations* rounded, std::int64_t n_vectors, float* products, std::int64_t stride) {
-  const auto* tiles = static_cast<const Q4_1::Tile*>(matrix);
-  for (std::int64_t tile = first_tile; tile < last_tile; ++tile) {
-    for (std::int64_t v = 0; v < n_vectors; v += kVectorsAtOnce) {
-      const std::int64_t n = n_vectors - v < kVectorsAtOnce ? n_vectors - v : kVectorsAtOnce;
-      const Activations* group = rounded + v / kGroupVectors * kGroupVectors * n_blocks + v % kGroupVectors;
-      for (int half = 0; half < 2; ++half) {
-        kMultiplyHalf[n](tiles + tile * n_blocks, half, n_blocks, group,
-                         products + v * stride + tile * kTileRows + half * kHalfRows, stride);
-      }
-    }
+/// Of weights with 8 bits: signs go to the activations, since the instruction wants one side without; two products, at most
+/// 2 * 128 * 127 = 32,512, fit into 16 bits.
+struct SignedSum {
+  static constexpr bool kHasSigns = true;
+  struct Weights {
+    __m256i values;
+    __m256i sizes;
+  };
+  static Weights prepare(__m256i weights) {
+    const __m256i values = _mm256_xor_si256(weights, _mm256_set1_epi8(-128));
+    return {values, _mm256_abs_epi8(values)};
   }
-}
-
-inline float most_of(__m256 values) {
-  __m128 most = _mm_max_ps(_mm256_castps256_ps128(values), _mm256_extractf128_ps(values, 1));
-  most = _mm_max_ps(most, _mm_movehl_ps(most, most));
-  return _mm_cvtss_f32(_mm_max_ss(most, _mm_movehdup_ps(most)));
-}
-
-inline int sum_of(__m256i values) {
-  __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(values), _mm256_extracti128_si256(values, 1));
-  sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
-  return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
-}
-
-void round(const float* vector, std::int64_t n_blocks, std::int64_t index, Activations* rounded) {
-  const __m256 sign = _mm256_set1_ps(-0.0f);
-  Activations* block = rounded + index / kGroupVectors * kGroupVectors * n_blocks + index % kGroupVectors;
-  for (std::int64_t b = 0; b < n_blocks; ++b, vector += kBlockValues, block += kGroupVectors) {
-    __m256 most = _mm256_setzero_ps();
-    for (int i = 0; i < 4; ++i) most = _mm256_max_ps(most, _mm256_andnot_ps(sign, _mm256_loadu_ps(vector + 8 * i)));
-    const float largest = most_of(most);
-    const float scale = largest / 127.0f;
-    const __m256 inverse = _mm256_set1_ps(largest > 0.0f ? 127.0f / largest : 0.0f);
-    __m256i q[4];
-    for (int i = 0; i < 4; ++i) q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(vector + 8 * i), inverse));
-    // Packing goes by halves of a register: the last step puts the eight groups of four into order.
-    const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(block->q), _mm256_permutevar8x32_epi32(bytes, order));
-    block->scale = scale;
-    const __m256i sums = _mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3]));
-    block->sum = scale * static_cast<float>(sum_of(sums));
+  static __m256i add(__m256i sum, Weights weights, __m256i x) {
+    const __m256i pairs = _mm256_maddubs_epi16(weights.sizes, _mm256_sign_epi8(x, weights.values));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
-}
+  static __m256i finish(__m256i sum) { return sum; }
+};
 
 }  // namespace
 
-const Kernels kQ4_1Avx2{"avx2", "q4_1", 3, sizeof(Q4_1::Block), pack_q4_1, round, multiply};
+const Kernels kQ4_1Avx2{"avx2", "q4_1", 3, sizeof(Q4_1::Block), pack_q4_1, round, multiply<Q4_1::Tile, SmallSum>};
+const Kernels kQ8_0Avx2{"avx2", "q8_0", 8, sizeof(Q8_0::Block), pack_q8_0, round, multiply<Q8_0::Tile, SignedSum>};
 
 }  // namespace hostler::packed
