@@ -13,26 +13,35 @@ constexpr std::int64_t kUnitsEach = 8;
 /// Of partial results: with many tokens or positions a tile is enough of a unit. estimate.py counts them.
 constexpr std::size_t kMostPartialBytes = std::size_t{16} << 20;
 
+struct Runnable {
+  const Kernel* kernels[3] = {};
+};
+
+Runnable find_runnable() noexcept {
+  Runnable found;
 #ifdef HOSTLER_X86
-bool has_avx512() noexcept {
+  const Kernel** next = found.kernels;
   __builtin_cpu_init();
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-}
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
+    *next++ = &kAvx512;
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) *next++ = &kAvx2;
 #endif
+  return found;
+}
 
 }  // namespace
 
+const Kernel* const* kernels() noexcept {
+  static const Runnable runnable = find_runnable();
+  return runnable.kernels;
+}
+
 bool can_attend(const Problem& problem) noexcept {
-#ifdef HOSTLER_X86
-  static const bool can = has_avx512();
-  return can && problem.width > 0 && problem.width % (problem.is_q8_0 ? 32 : 16) == 0 && problem.width <= kMaxWidth &&
-         problem.n_kv_heads > 0 && problem.n_heads % problem.n_kv_heads == 0 &&
+  return kernels()[0] != nullptr && problem.width > 0 && problem.width % (problem.is_q8_0 ? 32 : 16) == 0 &&
+         problem.width <= kMaxWidth && problem.n_kv_heads > 0 && problem.n_heads % problem.n_kv_heads == 0 &&
          problem.n_heads / problem.n_kv_heads <= kMaxRows && problem.n_tokens > 0 && problem.n_positions > 0 &&
          problem.n_positions % 16 == 0 && problem.n_streams > 0;
-#else
-  static_cast<void>(problem);
-  return false;
-#endif
 }
 
 Plan make_plan(const Problem& problem, int n_threads) {
@@ -55,12 +64,5 @@ Plan make_plan(const Problem& problem, int n_threads) {
   plan.partial_bytes = plan.is_split ? partial_bytes : 0;
   return plan;
 }
-
-#ifndef HOSTLER_X86
-
-void attend(const Problem&, const Plan&, std::int64_t, std::int64_t, char*, float*) {}
-void merge(const Problem&, const Plan&, std::int64_t, std::int64_t, const float*) {}
-
-#endif
 
 }  // namespace hostler::attention

@@ -55,15 +55,29 @@ struct Plan {
 
 Plan make_plan(const Problem& problem, int n_threads);
 
-/// Whether there is a kernel for such a problem on this processor.
-bool can_attend(const Problem& problem) noexcept;
-
 /// Evaluate one unit; any thread, each with scratch of its own (aligned to 64 bytes). `next_unit` is the one that this thread
 /// will probably take next: its keys and values are fetched meanwhile; n_units where there is none.
-void attend(const Problem& problem, const Plan& plan, std::int64_t unit, std::int64_t next_unit, char* scratch,
-            float* partials);
+using Attend = void (*)(const Problem& problem, const Plan& plan, std::int64_t unit, std::int64_t next_unit, char* scratch,
+                        float* partials);
 
 /// Merge what split units left, once all are done: part `part` of `n_parts`, one for each thread.
-void merge(const Problem& problem, const Plan& plan, std::int64_t part, std::int64_t n_parts, const float* partials);
+using Merge = void (*)(const Problem& problem, const Plan& plan, std::int64_t part, std::int64_t n_parts,
+                       const float* partials);
+
+/// The same in the instructions of one set.
+struct Kernel {
+  const char* instruction_set;
+  Attend attend;
+  Merge merge;
+};
+
+extern const Kernel kAvx512;
+extern const Kernel kAvx2;
+
+/// Those that this processor can run, the fastest first; behind the last a null pointer.
+const Kernel* const* kernels() noexcept;
+
+/// Whether there is a kernel for such a problem on this processor.
+bool can_attend(const Problem& problem) noexcept;
 
 }  // namespace hostler::attention

@@ -6,187 +6,57 @@
 namespace hostler::attention {
 namespace {
 
+using Floats = __m512;
 constexpr int kLanes = 16;
-const float kNothing = -__builtin_inff();
+constexpr int kKeyRows = 8;
+constexpr int kValueParts = 4;
 
-inline __m512 halves(const char* at) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))); }
+inline Floats zero() { return _mm512_setzero_ps(); }
+inline Floats all(float value) { return _mm512_set1_ps(value); }
+inline Floats load(const float* at) { return _mm512_loadu_ps(at); }
+inline void store(float* at, Floats values) { _mm512_storeu_ps(at, values); }
+inline Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+inline Floats subtract(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
+inline Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+inline Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+inline float largest_of(Floats values) { return _mm512_reduce_max_ps(values); }
+inline float sum_of(Floats values) { return _mm512_reduce_add_ps(values); }
+inline float first_of(Floats values) { return _mm512_cvtss_f32(values); }
 
-/// What keys and values are stored as. `load` takes sixteen of a row from column `i` on, a multiple of 16; a row's first `n`
-/// take `bytes(n)`.
-struct Float16 {
-  static constexpr std::int64_t bytes(std::int64_t n) { return 2 * n; }
-  static __m512 load(const char* row, std::int64_t i) { return halves(row + 2 * i); }
-};
+inline Floats halves(const char* at) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))); }
 
-/// ggml's Q8_0: by thirty-two a float16 factor and as many bytes.
-struct Q8_0 {
-  static constexpr std::int64_t kBlock = 32;
-  static constexpr std::int64_t bytes(std::int64_t n) { return n / kBlock * (kBlock + 2); }
-  static __m512 load(const char* row, std::int64_t i) {
-    const char* block = row + bytes(i);
-    short factor;
-    __builtin_memcpy(&factor, block, sizeof factor);
-    const __m512 factors = _mm512_cvtph_ps(_mm256_set1_epi16(factor));
-    const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block + 2 + i % kBlock));
-    return _mm512_mul_ps(factors, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(values)));
-  }
-};
-
-/// e^x to about 1e-7 for x <= 0; 0 where x is less than -87, minus infinity included.
-inline __m512 exponential(__m512 x) {
-  const __mmask16 is_something = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_GE_OQ);
-  const __m512 bounded = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(bounded, _mm512_set1_ps(1.44269504f)), 0);
-  // ln 2 in two parts, so that the rest is exact.
-  __m512 rest = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), bounded);
-  rest = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), rest);
-  constexpr float kTerms[] = {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
-  __m512 sum = _mm512_set1_ps(1.0f / 720);
-  for (const float term : kTerms) sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(term));
-  return _mm512_maskz_scalef_ps(is_something, sum, n);
+inline Floats all_half(const char* at) {
+  short half;
+  __builtin_memcpy(&half, at, sizeof half);
+  return _mm512_cvtph_ps(_mm256_set1_epi16(half));
 }
 
-inline float exponential(float x) { return _mm512_cvtss_f32(exponential(_mm512_set1_ps(x))); }
-
-/// What one thread computes in. Rows of a tile: by head that has keys, then token, then the heads that share these keys.
-struct Scratch {
-  float* keys;      // (width, kChunk) of one head
-  float* values;    // (kChunk, width) of one head
-  float* q;         // (rows, width), scaled
-  float* scores;    // (rows, kChunk)
-  float* out;       // (rows, width): of a chunk
-  float* all_out;   // (rows, width): of all chunks so far
-  float* most;      // (rows): largest score of a chunk
-  float* total;     // (rows): sum of its exponentials
-  float* all_most;  // (rows)
-  float* all_total; // (rows)
-};
-
-struct Tile {
-  std::int64_t stream;
-  std::int64_t first_kv_head;
-  std::int64_t n_kv_heads;
-  std::int64_t first_token;
-  std::int64_t n_tokens;
-  std::int64_t n_shared;     // heads that share keys and values
-  std::int64_t n_head_rows;  // of one of these
-  std::int64_t n_rows;
-};
-
-Scratch scratch_at(char* memory, const Problem& problem, std::int64_t n_rows) {
-  auto* next = reinterpret_cast<float*>(memory);
-  const auto take = [&](std::int64_t n) {
-    float* taken = next;
-    next += n;
-    return taken;
-  };
-  Scratch scratch;
-  scratch.keys = take(kChunk * problem.width);
-  scratch.values = take(kChunk * problem.width);
-  scratch.q = take(n_rows * problem.width);
-  scratch.scores = take(n_rows * kChunk);
-  scratch.out = take(n_rows * problem.width);
-  scratch.all_out = take(n_rows * problem.width);
-  scratch.most = take(n_rows);
-  scratch.total = take(n_rows);
-  scratch.all_most = take(n_rows);
-  scratch.all_total = take(n_rows);
-  return scratch;
+inline Floats small(const char* at) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))));
 }
 
-Tile tile_of(const Problem& problem, const Plan& plan, std::int64_t number) {
-  const std::int64_t n_head_groups = problem.n_kv_heads / plan.unit_kv_heads;
-  Tile tile;
-  tile.n_kv_heads = plan.unit_kv_heads;
-  tile.n_shared = problem.n_heads / problem.n_kv_heads;
-  tile.first_token = number % plan.n_tiles * plan.tile_tokens;
-  tile.first_kv_head = number / plan.n_tiles % n_head_groups * plan.unit_kv_heads;
-  tile.stream = number / plan.n_tiles / n_head_groups;
-  const std::int64_t n_left = problem.n_tokens - tile.first_token;
-  tile.n_tokens = n_left < plan.tile_tokens ? n_left : plan.tile_tokens;
-  tile.n_head_rows = tile.n_tokens * tile.n_shared;
-  tile.n_rows = tile.n_head_rows * tile.n_kv_heads;
-  return tile;
+inline Floats add_where_seen(Floats score, Floats mask) {
+  const Floats nothing = all(-__builtin_inff());
+  return _mm512_mask_add_ps(nothing, _mm512_cmp_ps_mask(mask, nothing, _CMP_NEQ_OQ), score, mask);
 }
 
-struct Row {
-  std::int64_t token;
-  std::int64_t head;
-};
+inline Floats nearest_whole(Floats x) { return _mm512_roundscale_ps(x, 0); }
 
-Row row_of(const Tile& tile, std::int64_t number) {
-  const std::int64_t in_head = number % tile.n_head_rows;
-  const std::int64_t kv_head = tile.first_kv_head + number / tile.n_head_rows;
-  return {tile.first_token + in_head / tile.n_shared, kv_head * tile.n_shared + in_head % tile.n_shared};
+inline Floats times_power(Floats x, Floats n) { return _mm512_scalef_ps(x, n); }
+
+inline Floats where_at_least(float least, Floats x, Floats value) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, all(least), _CMP_GE_OQ), value);
 }
-
-void load_queries(const Problem& problem, const Tile& tile, float* q) {
-  const __m512 scale = _mm512_set1_ps(problem.scale);
-  for (std::int64_t r = 0; r < tile.n_rows; ++r, q += problem.width) {
-    const Row row = row_of(tile, r);
-    const char* from = problem.q.data + static_cast<std::size_t>(row.token) * problem.q.row +
-                       static_cast<std::size_t>(row.head) * problem.q.head +
-                       static_cast<std::size_t>(tile.stream) * problem.q.stream;
-    for (std::int64_t i = 0; i < problem.width; i += kLanes) {
-      _mm512_storeu_ps(q + i, _mm512_mul_ps(scale, _mm512_loadu_ps(reinterpret_cast<const float*>(from) + i)));
-    }
-  }
-}
-
-const char* mask_row(const Problem& problem, const Tile& tile, std::int64_t token, std::int64_t position) {
-  return problem.mask.data + static_cast<std::size_t>(token) * problem.mask.row +
-         static_cast<std::size_t>(tile.stream) * problem.mask.stream + static_cast<std::size_t>(position) * 2;
-}
-
-/// Where a head's keys or values at a position lie.
-const char* place_of(const View& view, const Tile& tile, std::int64_t kv_head, std::int64_t position) {
-  return view.data + static_cast<std::size_t>(position) * view.row + static_cast<std::size_t>(kv_head) * view.head +
-         static_cast<std::size_t>(tile.stream) * view.stream;
-}
-
-/// Positions of a chunk, in sixteens, that at least one token of the tile sees; an empty range where none does.
-struct Range {
-  std::int64_t first;
-  std::int64_t last;  // behind it
-};
-
-Range visible(const Problem& problem, const Tile& tile, std::int64_t chunk) {
-  const std::int64_t behind = (chunk + 1) * kChunk;
-  Range range{chunk * kChunk, behind < problem.n_positions ? behind : problem.n_positions};
-  if (problem.mask.data == nullptr) return range;
-  const __m256i hidden = _mm256_set1_epi16(static_cast<short>(0xfc00));  // minus infinity
-  const auto is_seen = [&](std::int64_t position) {
-    for (std::int64_t token = tile.first_token; token < tile.first_token + tile.n_tokens; ++token) {
-      const auto* at = reinterpret_cast<const __m256i*>(mask_row(problem, tile, token, position));
-      if (_mm256_cmpneq_epi16_mask(_mm256_loadu_si256(at), hidden) != 0) return true;
-    }
-    return false;
-  };
-  while (range.first < range.last && !is_seen(range.first)) range.first += kLanes;
-  while (range.first < range.last && !is_seen(range.last - kLanes)) range.last -= kLanes;
-  return range;
-}
-
-/// Have what is needed next come from memory while something else is computed: a head's keys are a part of a row only, which
-/// the processor does not foresee; and all at once would have to queue.
-inline void prefetch(const char* at, std::int64_t n_bytes) {
-  for (std::int64_t i = 0; i < n_bytes; i += 64) _mm_prefetch(at + i, _MM_HINT_T0);
-}
-
-/// How far behind keys and values those lie that will be needed next, in bytes; 0: unknown.
-struct Ahead {
-  std::ptrdiff_t keys = 0;
-  std::ptrdiff_t values = 0;
-};
 
 /// Sixteen registers of sixteen numbers, rows for columns.
-inline void transpose(__m512 (&rows)[kLanes]) {
-  __m512 pairs[kLanes];
+inline void transpose(Floats (&rows)[kLanes]) {
+  Floats pairs[kLanes];
   for (int i = 0; i < kLanes; i += 2) {
     pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
     pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
   }
-  __m512 fours[kLanes];
+  Floats fours[kLanes];
   for (int i = 0; i < kLanes; i += 4) {
     for (int j = 0; j < 2; ++j) {
       const __m512d one = _mm512_castps_pd(pairs[i + j]);
@@ -197,10 +67,10 @@ inline void transpose(__m512 (&rows)[kLanes]) {
   }
   // fours[4 * g + c] holds column c, 4 + c, 8 + c, 12 + c of rows 4 * g to 4 * g + 3.
   for (int c = 0; c < 4; ++c) {
-    const __m512 low = _mm512_shuffle_f32x4(fours[c], fours[4 + c], 0x88);
-    const __m512 low_odd = _mm512_shuffle_f32x4(fours[c], fours[4 + c], 0xdd);
-    const __m512 high = _mm512_shuffle_f32x4(fours[8 + c], fours[12 + c], 0x88);
-    const __m512 high_odd = _mm512_shuffle_f32x4(fours[8 + c], fours[12 + c], 0xdd);
+    const Floats low = _mm512_shuffle_f32x4(fours[c], fours[4 + c], 0x88);
+    const Floats low_odd = _mm512_shuffle_f32x4(fours[c], fours[4 + c], 0xdd);
+    const Floats high = _mm512_shuffle_f32x4(fours[8 + c], fours[12 + c], 0x88);
+    const Floats high_odd = _mm512_shuffle_f32x4(fours[8 + c], fours[12 + c], 0xdd);
     rows[c] = _mm512_shuffle_f32x4(low, high, 0x88);
     rows[8 + c] = _mm512_shuffle_f32x4(low, high, 0xdd);
     rows[4 + c] = _mm512_shuffle_f32x4(low_odd, high_odd, 0x88);
@@ -208,369 +78,13 @@ inline void transpose(__m512 (&rows)[kLanes]) {
   }
 }
 
-/// Sixteen positions' keys from column `i` on: a register holds one column.
-template <class Format>
-inline void load_keys(const View& k, const char* at, std::int64_t i, __m512 (&block)[kLanes]) {
-  for (int p = 0; p < kLanes; ++p) block[p] = Format::load(at + static_cast<std::size_t>(p) * k.row, i);
-  transpose(block);
-}
-
-template <class Format>
-void convert_keys(const Problem& problem, const char* at, std::int64_t n, float* keys) {
-  for (std::int64_t place = 0; place < n; place += kLanes, at += kLanes * problem.k.row) {
-    for (std::int64_t i = 0; i < problem.width; i += kLanes) {
-      __m512 block[kLanes];
-      load_keys<Format>(problem.k, at, i, block);
-      for (int j = 0; j < kLanes; ++j) _mm512_storeu_ps(keys + (i + j) * kChunk + place, block[j]);
-    }
-  }
-}
-
-template <class Format>
-void convert_values(const Problem& problem, const char* at, std::int64_t n, float* values) {
-  for (std::int64_t p = 0; p < n; ++p, at += problem.v.row, values += problem.width) {
-    for (std::int64_t i = 0; i < problem.width; i += kLanes) _mm512_storeu_ps(values + i, Format::load(at, i));
-  }
-}
-
-/// As multiply_keys, from where the keys lie: for so few rows that converting them first would take longer.
-template <class Format, int kRows>
-void multiply_keys_there(const float* q, const Problem& problem, const char* at, std::int64_t n, std::ptrdiff_t ahead,
-                         float* scores) {
-  for (std::int64_t place = 0; place < n; place += kLanes, at += kLanes * problem.k.row) {
-    for (std::size_t p = 0; p < kLanes; ++p) prefetch(at + ahead + p * problem.k.row, Format::bytes(problem.width));
-    __m512 sums[kRows];
-    for (int r = 0; r < kRows; ++r) sums[r] = _mm512_setzero_ps();
-    for (std::int64_t i = 0; i < problem.width; i += kLanes) {
-      __m512 block[kLanes];
-      load_keys<Format>(problem.k, at, i, block);
-      for (int j = 0; j < kLanes; ++j) {
-        for (int r = 0; r < kRows; ++r) {
-          sums[r] = _mm512_fmadd_ps(_mm512_set1_ps(q[r * problem.width + i + j]), block[j], sums[r]);
-        }
-      }
-    }
-    for (int r = 0; r < kRows; ++r) _mm512_storeu_ps(scores + r * kChunk + place, sums[r]);
-  }
-}
-
-/// Scores of some rows at `n` positions, thirty-two at a time and at the end sixteen.
-template <int kRows>
-void multiply_keys(const float* q, std::int64_t width, const float* keys, std::int64_t n, float* scores) {
-  std::int64_t place = 0;
-  for (; place + 2 * kLanes <= n; place += 2 * kLanes) {
-    __m512 sums[kRows][2];
-    for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
-    for (std::int64_t i = 0; i < width; ++i) {
-      const __m512 one = _mm512_loadu_ps(keys + i * kChunk + place);
-      const __m512 other = _mm512_loadu_ps(keys + i * kChunk + place + kLanes);
-      for (int r = 0; r < kRows; ++r) {
-        const __m512 value = _mm512_set1_ps(q[r * width + i]);
-        sums[r][0] = _mm512_fmadd_ps(value, one, sums[r][0]);
-        sums[r][1] = _mm512_fmadd_ps(value, other, sums[r][1]);
-      }
-    }
-    for (int r = 0; r < kRows; ++r) {
-      _mm512_storeu_ps(scores + r * kChunk + place, sums[r][0]);
-      _mm512_storeu_ps(scores + r * kChunk + place + kLanes, sums[r][1]);
-    }
-  }
-  if (place < n) {
-    __m512 sums[kRows];
-    for (int r = 0; r < kRows; ++r) sums[r] = _mm512_setzero_ps();
-    for (std::int64_t i = 0; i < width; ++i) {
-      const __m512 one = _mm512_loadu_ps(keys + i * kChunk + place);
-      for (int r = 0; r < kRows; ++r) sums[r] = _mm512_fmadd_ps(_mm512_set1_ps(q[r * width + i]), one, sums[r]);
-    }
-    for (int r = 0; r < kRows; ++r) _mm512_storeu_ps(scores + r * kChunk + place, sums[r]);
-  }
-}
-
-/// From scores to exponentials of what they are less than the largest; notes that and their sum.
-void weigh(const Problem& problem, const Tile& tile, Range range, const Scratch& scratch) {
-  const std::int64_t n = range.last - range.first;
-  for (std::int64_t r = 0; r < tile.n_rows; ++r) {
-    float* scores = scratch.scores + r * kChunk;
-    if (problem.mask.data != nullptr) {
-      const char* mask = mask_row(problem, tile, row_of(tile, r).token, range.first);
-      for (std::int64_t i = 0; i < n; i += kLanes) {
-        const __m512 added = halves(mask + 2 * i);
-        const __mmask16 is_seen = _mm512_cmp_ps_mask(added, _mm512_set1_ps(kNothing), _CMP_NEQ_OQ);
-        // What is not seen is nothing, even where its score is no number.
-        const __m512 score = _mm512_loadu_ps(scores + i);
-        _mm512_storeu_ps(scores + i, _mm512_mask_add_ps(_mm512_set1_ps(kNothing), is_seen, score, added));
-      }
-    }
-    __m512 most = _mm512_set1_ps(kNothing);
-    for (std::int64_t i = 0; i < n; i += kLanes) most = _mm512_max_ps(most, _mm512_loadu_ps(scores + i));
-    const float largest = _mm512_reduce_max_ps(most);
-    scratch.most[r] = largest;
-    __m512 total = _mm512_setzero_ps();
-    // A row that sees nothing: its exponentials are 0, not those of infinity less infinity.
-    const __m512 base = _mm512_set1_ps(largest == kNothing ? 0.0f : largest);
-    for (std::int64_t i = 0; i < n; i += kLanes) {
-      const __m512 weight = exponential(_mm512_sub_ps(_mm512_loadu_ps(scores + i), base));
-      _mm512_storeu_ps(scores + i, weight);
-      total = _mm512_add_ps(total, weight);
-    }
-    scratch.total[r] = _mm512_reduce_add_ps(total);
-  }
-}
-
-/// Sums of `n` positions' values by weight: kRows rows, kParts times sixteen columns. `Load` takes sixteen from a place.
-template <int kRows, int kParts, class Load>
-inline void sum_values(const float* weights, std::int64_t n, std::int64_t width, float* out, Load load) {
-  __m512 sums[kRows][kParts];
-  for (int r = 0; r < kRows; ++r) {
-    for (int i = 0; i < kParts; ++i) sums[r][i] = _mm512_setzero_ps();
-  }
-  for (std::int64_t p = 0; p < n; ++p) {
-    __m512 columns[kParts];
-    for (int i = 0; i < kParts; ++i) columns[i] = load(p, i * kLanes);
-    for (int r = 0; r < kRows; ++r) {
-      const __m512 weight = _mm512_set1_ps(weights[r * kChunk + p]);
-      for (int i = 0; i < kParts; ++i) sums[r][i] = _mm512_fmadd_ps(weight, columns[i], sums[r][i]);
-    }
-  }
-  for (int r = 0; r < kRows; ++r) {
-    for (int i = 0; i < kParts; ++i) _mm512_storeu_ps(out + r * width + i * kLanes, sums[r][i]);
-  }
-}
-
-template <int kRows, int kParts>
-void multiply_values(const float* weights, std::int64_t n, const float* values, std::int64_t width, float* out) {
-  sum_values<kRows, kParts>(weights, n, width, out,
-                            [=](std::int64_t p, int i) { return _mm512_loadu_ps(values + p * width + i); });
-}
-
-/// The same from where the values lie, from column `first` on.
-template <class Format, int kRows, int kParts>
-void multiply_values_there(const float* weights, std::int64_t n, const char* at, std::size_t row_bytes, std::ptrdiff_t ahead,
-                           std::int64_t first, std::int64_t width, float* out) {
-  sum_values<kRows, kParts>(weights, n, width, out, [=](std::int64_t p, int i) {
-    const char* row = at + static_cast<std::size_t>(p) * row_bytes;
-    if (i % (2 * kLanes) == 0) prefetch(row + Format::bytes(first + i) + ahead, 1);
-    return Format::load(row, first + i);
-  });
-}
-
-constexpr int kKeyRows = 8;
-constexpr int kValueRows = 6;
-constexpr int kValueParts = 4;
-constexpr int kRowsThere = 6;  // of a head, up to which keys and values are not converted first
-
-using MultiplyKeys = void (*)(const float*, std::int64_t, const float*, std::int64_t, float*);
-constexpr MultiplyKeys kMultiplyKeys[kKeyRows + 1] = {
-    nullptr,          multiply_keys<1>, multiply_keys<2>, multiply_keys<3>, multiply_keys<4>,
-    multiply_keys<5>, multiply_keys<6>, multiply_keys<7>, multiply_keys<8>,
-};
-
-using MultiplyKeysThere = void (*)(const float*, const Problem&, const char*, std::int64_t, std::ptrdiff_t, float*);
-template <class Format>
-constexpr MultiplyKeysThere kMultiplyKeysThere[kRowsThere + 1] = {
-    nullptr,
-    multiply_keys_there<Format, 1>,
-    multiply_keys_there<Format, 2>,
-    multiply_keys_there<Format, 3>,
-    multiply_keys_there<Format, 4>,
-    multiply_keys_there<Format, 5>,
-    multiply_keys_there<Format, 6>,
-};
-
-using MultiplyValues = void (*)(const float*, std::int64_t, const float*, std::int64_t, float*);
-template <int kParts>
-constexpr MultiplyValues kMultiplyValueRows[kValueRows + 1] = {
-    nullptr,
-    multiply_values<1, kParts>,
-    multiply_values<2, kParts>,
-    multiply_values<3, kParts>,
-    multiply_values<4, kParts>,
-    multiply_values<5, kParts>,
-    multiply_values<6, kParts>,
-};
-constexpr const MultiplyValues* kMultiplyValues[kValueParts + 1] = {
-    nullptr, kMultiplyValueRows<1>, kMultiplyValueRows<2>, kMultiplyValueRows<3>, kMultiplyValueRows<4>,
-};
-
-using MultiplyValuesThere = void (*)(const float*, std::int64_t, const char*, std::size_t, std::ptrdiff_t, std::int64_t,
-                                     std::int64_t, float*);
-template <class Format, int kParts>
-constexpr MultiplyValuesThere kMultiplyValueRowsThere[kRowsThere + 1] = {
-    nullptr,
-    multiply_values_there<Format, 1, kParts>,
-    multiply_values_there<Format, 2, kParts>,
-    multiply_values_there<Format, 3, kParts>,
-    multiply_values_there<Format, 4, kParts>,
-    multiply_values_there<Format, 5, kParts>,
-    multiply_values_there<Format, 6, kParts>,
-};
-template <class Format>
-constexpr const MultiplyValuesThere* kMultiplyValuesThere[kValueParts + 1] = {
-    nullptr,
-    kMultiplyValueRowsThere<Format, 1>,
-    kMultiplyValueRowsThere<Format, 2>,
-    kMultiplyValueRowsThere<Format, 3>,
-    kMultiplyValueRowsThere<Format, 4>,
-};
-
-std::int64_t at_most(std::int64_t n, std::int64_t most) { return n < most ? n : most; }
-
-/// Calls `put(first column, sixteens)` for all columns, some at a time.
-template <class Put>
-void for_parts(std::int64_t width, Put put) {
-  for (std::int64_t i = 0; i < width; i += kValueParts * kLanes) put(i, at_most((width - i) / kLanes, kValueParts));
-}
-
-/// One chunk of a tile into scratch.out, most and total.
-template <class Format>
-void attend_chunk(const Problem& problem, const Tile& tile, Range range, Ahead ahead, const Scratch& scratch) {
-  const std::int64_t n = range.last - range.first;
-  const bool is_there = tile.n_head_rows <= kRowsThere;
-  for (std::int64_t head = 0; head < tile.n_kv_heads; ++head) {
-    const char* at = place_of(problem.k, tile, tile.first_kv_head + head, range.first);
-    const float* q = scratch.q + head * tile.n_head_rows * problem.width;
-    float* scores = scratch.scores + head * tile.n_head_rows * kChunk;
-    if (is_there) {
-      kMultiplyKeysThere<Format>[tile.n_head_rows](q, problem, at, n, ahead.keys, scores);
-      continue;
-    }
-    convert_keys<Format>(problem, at, n, scratch.keys);
-    for (std::int64_t r = 0; r < tile.n_head_rows; r += kKeyRows) {
-      kMultiplyKeys[at_most(tile.n_head_rows - r, kKeyRows)](q + r * problem.width, problem.width, scratch.keys, n,
-                                                             scores + r * kChunk);
-    }
-  }
-  weigh(problem, tile, range, scratch);
-  for (std::int64_t head = 0; head < tile.n_kv_heads; ++head) {
-    const char* at = place_of(problem.v, tile, tile.first_kv_head + head, range.first);
-    const float* weights = scratch.scores + head * tile.n_head_rows * kChunk;
-    float* out = scratch.out + head * tile.n_head_rows * problem.width;
-    if (is_there) {
-      for_parts(problem.width, [&](std::int64_t i, std::int64_t n_parts) {
-        kMultiplyValuesThere<Format>[n_parts][tile.n_head_rows](weights, n, at, problem.v.row, ahead.values, i, problem.width,
-                                                                out + i);
-      });
-      continue;
-    }
-    convert_values<Format>(problem, at, n, scratch.values);
-    for (std::int64_t r = 0; r < tile.n_head_rows; r += kValueRows) {
-      for_parts(problem.width, [&](std::int64_t i, std::int64_t n_parts) {
-        kMultiplyValues[n_parts][at_most(tile.n_head_rows - r, kValueRows)](weights + r * kChunk, n, scratch.values + i,
-                                                                            problem.width, out + r * problem.width + i);
-      });
-    }
-  }
-}
-
-Ahead ahead_of(const Problem& problem, const Tile& tile, std::int64_t chunk, const Tile& next, std::int64_t next_chunk) {
-  const auto distance = [&](const View& view) {
-    return place_of(view, next, next.first_kv_head, next_chunk * kChunk) -
-           place_of(view, tile, tile.first_kv_head, chunk * kChunk);
-  };
-  return {distance(problem.k), distance(problem.v)};
-}
-
-/// Add a chunk's result of one row to that of those before it.
-inline void add_chunk(float most, float total, const float* out, std::int64_t width, float& all_most, float& all_total,
-                      float* all_out) {
-  if (most == kNothing) return;
-  const float now = most > all_most ? most : all_most;
-  const float old_share = exponential(all_most - now);
-  const float new_share = exponential(most - now);
-  all_most = now;
-  all_total = all_total * old_share + total * new_share;
-  for (std::int64_t i = 0; i < width; i += kLanes) {
-    const __m512 old = _mm512_mul_ps(_mm512_loadu_ps(all_out + i), _mm512_set1_ps(old_share));
-    _mm512_storeu_ps(all_out + i, _mm512_fmadd_ps(_mm512_loadu_ps(out + i), _mm512_set1_ps(new_share), old));
-  }
-}
-
-void put_row(const Problem& problem, const Tile& tile, std::int64_t number, float total, const float* out) {
-  const Row row = row_of(tile, number);
-  float* to = problem.out + ((tile.stream * problem.n_tokens + row.token) * problem.n_heads + row.head) * problem.width;
-  const __m512 share = _mm512_set1_ps(total > 0.0f ? 1.0f / total : 0.0f);
-  for (std::int64_t i = 0; i < problem.width; i += kLanes) {
-    _mm512_storeu_ps(to + i, _mm512_mul_ps(share, _mm512_loadu_ps(out + i)));
-  }
-}
-
-void clear(float* at, std::int64_t n, float value) {
-  for (std::int64_t i = 0; i < n; ++i) at[i] = value;
-}
-
-template <class Format>
-void attend_unit(const Problem& problem, const Plan& plan, std::int64_t unit, std::int64_t next_unit, char* scratch_memory,
-                 float* partials) {
-  const Tile tile = tile_of(problem, plan, plan.is_split ? unit / plan.n_chunks : unit);
-  const std::int64_t n_most_rows = plan.tile_tokens * tile.n_shared * tile.n_kv_heads;
-  const Scratch scratch = scratch_at(scratch_memory, problem, n_most_rows);
-  load_queries(problem, tile, scratch.q);
-  if (plan.is_split) {
-    float* partial = partials + unit * n_most_rows * (problem.width + 2);
-    const Range range = visible(problem, tile, unit % plan.n_chunks);
-    const bool is_seen = range.first < range.last;
-    if (is_seen) {
-      Ahead ahead;
-      if (next_unit < plan.n_units) {
-        const Tile next = tile_of(problem, plan, next_unit / plan.n_chunks);
-        ahead = ahead_of(problem, tile, unit % plan.n_chunks, next, next_unit % plan.n_chunks);
-      }
-      attend_chunk<Format>(problem, tile, range, ahead, scratch);
-    }
-    for (std::int64_t r = 0; r < tile.n_rows; ++r, partial += problem.width + 2) {
-      partial[0] = is_seen ? scratch.most[r] : kNothing;
-      if (!is_seen) continue;
-      partial[1] = scratch.total[r];
-      for (std::int64_t i = 0; i < problem.width; i += kLanes) {
-        _mm512_storeu_ps(partial + 2 + i, _mm512_loadu_ps(scratch.out + r * problem.width + i));
-      }
-    }
-    return;
-  }
-  clear(scratch.all_most, tile.n_rows, kNothing);
-  clear(scratch.all_total, tile.n_rows, 0.0f);
-  clear(scratch.all_out, tile.n_rows * problem.width, 0.0f);
-  for (std::int64_t chunk = 0; chunk < plan.n_chunks; ++chunk) {
-    const Range range = visible(problem, tile, chunk);
-    if (range.first == range.last) continue;
-    attend_chunk<Format>(problem, tile, range, ahead_of(problem, tile, chunk, tile, chunk + 1), scratch);
-    for (std::int64_t r = 0; r < tile.n_rows; ++r) {
-      add_chunk(scratch.most[r], scratch.total[r], scratch.out + r * problem.width, problem.width, scratch.all_most[r],
-                scratch.all_total[r], scratch.all_out + r * problem.width);
-    }
-  }
-  for (std::int64_t r = 0; r < tile.n_rows; ++r) {
-    put_row(problem, tile, r, scratch.all_total[r], scratch.all_out + r * problem.width);
-  }
-}
-
 }  // namespace
+}  // namespace hostler::attention
 
-void attend(const Problem& problem, const Plan& plan, std::int64_t unit, std::int64_t next_unit, char* scratch,
-            float* partials) {
-  const auto attend_as = problem.is_q8_0 ? attend_unit<Q8_0> : attend_unit<Float16>;
-  attend_as(problem, plan, unit, next_unit, scratch, partials);
-}
+#include "attention_kernel.h"
 
-void merge(const Problem& problem, const Plan& plan, std::int64_t part, std::int64_t n_parts, const float* partials) {
-  const std::int64_t row_floats = problem.width + 2;
-  const std::int64_t unit_floats = plan.tile_tokens * (problem.n_heads / problem.n_kv_heads) * plan.unit_kv_heads * row_floats;
-  float out[kMaxWidth];
-  std::int64_t n_before = 0;  // rows; threads take them in turns
-  for (std::int64_t number = 0; number < plan.n_units / plan.n_chunks; ++number) {
-    const Tile tile = tile_of(problem, plan, number);
-    for (std::int64_t r = 0; r < tile.n_rows; ++r) {
-      if (n_before++ % n_parts != part) continue;
-      float most = kNothing;
-      float total = 0.0f;
-      clear(out, problem.width, 0.0f);
-      for (std::int64_t chunk = 0; chunk < plan.n_chunks; ++chunk) {
-        const float* partial = partials + (number * plan.n_chunks + chunk) * unit_floats + r * row_floats;
-        if (partial[0] != kNothing) add_chunk(partial[0], partial[1], partial + 2, problem.width, most, total, out);
-      }
-      put_row(problem, tile, r, total, out);
-    }
-  }
-}
+namespace hostler::attention {
+
+const Kernel kAvx512{"avx512", attend_as_stored, merge_units};
 
 }  // namespace hostler::attention

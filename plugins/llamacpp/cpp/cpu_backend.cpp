@@ -155,17 +155,18 @@ class Attention final : public ggml::TensorTraits {
   bool compute_forward(ComputeParams* params, Tensor* op) override {
     const attention::Problem problem = problem_of(op);
     const attention::Plan plan = attention::make_plan(problem, params->nth);
+    const attention::Kernel& kernel = *attention::kernels()[0];
     char* memory = work_of(*params);
     char* scratch = memory + plan.scratch_bytes * static_cast<std::size_t>(params->ith);
     auto* partials = reinterpret_cast<float*>(memory + plan.scratch_bytes * static_cast<std::size_t>(params->nth));
     if (params->ith == 0) g_ggml.set_chunk(params->threadpool, params->nth);
     g_ggml.barrier(params->threadpool);
     for (std::int64_t unit = params->ith; unit < plan.n_units; unit = g_ggml.add_chunk(params->threadpool, 1)) {
-      attention::attend(problem, plan, unit, unit + params->nth, scratch, partials);
+      kernel.attend(problem, plan, unit, unit + params->nth, scratch, partials);
     }
     if (plan.is_split) {
       g_ggml.barrier(params->threadpool);
-      attention::merge(problem, plan, params->ith, params->nth, partials);
+      kernel.merge(problem, plan, params->ith, params->nth, partials);
     }
     return true;
   }

@@ -65,8 +65,24 @@ nb::bytes multiply(const std::string& type, const std::string& instruction_set, 
 /// n_heads, n_kv_heads, n_tokens, n_streams.
 using Shape = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
 
-nb::bytes attend(const std::string& type, const nb::bytes& q, const nb::bytes& k, const nb::bytes& v, const nb::bytes& mask,
-                 const Shape& shape, float scale, int n_threads) {
+std::vector<std::string> attention_kernels() {
+  std::vector<std::string> found;
+  for (const attention::Kernel* const* kernel = attention::kernels(); *kernel != nullptr; ++kernel) {
+    found.emplace_back((*kernel)->instruction_set);
+  }
+  return found;
+}
+
+const attention::Kernel& find_attention(const std::string& instruction_set) {
+  for (const attention::Kernel* const* kernel = attention::kernels(); *kernel != nullptr; ++kernel) {
+    if (instruction_set == (*kernel)->instruction_set) return **kernel;
+  }
+  throw nb::value_error("this processor has no such kernels");
+}
+
+nb::bytes attend(const std::string& type, const std::string& instruction_set, const nb::bytes& q, const nb::bytes& k,
+                 const nb::bytes& v, const nb::bytes& mask, const Shape& shape, float scale, int n_threads) {
+  const attention::Kernel& kernel = find_attention(instruction_set);
   const auto [n_heads, n_kv_heads, n_tokens, n_streams] = shape;
   attention::Problem problem{};
   const std::int64_t n_q_rows = n_streams * n_tokens * n_heads;
@@ -103,10 +119,10 @@ nb::bytes attend(const std::string& type, const nb::bytes& q, const nb::bytes& k
   std::vector<char> scratch(plan.scratch_bytes + 64);
   const auto aligned = (reinterpret_cast<std::uintptr_t>(scratch.data()) + 63) / 64 * 64;
   for (std::int64_t unit = 0; unit < plan.n_units; ++unit) {
-    attention::attend(problem, plan, unit, unit + 1, reinterpret_cast<char*>(aligned), partials.data());
+    kernel.attend(problem, plan, unit, unit + 1, reinterpret_cast<char*>(aligned), partials.data());
   }
   if (plan.is_split) {
-    for (int part = 0; part < n_threads; ++part) attention::merge(problem, plan, part, n_threads, partials.data());
+    for (int part = 0; part < n_threads; ++part) kernel.merge(problem, plan, part, n_threads, partials.data());
   }
   return nb::bytes(out.data(), out.size() * sizeof(float));
 }
@@ -123,7 +139,9 @@ NB_MODULE(_kernels, module) {
   module.def("kernels", kernels, "Pairs of a type and an instruction set that this processor can run.");
   module.def("multiply", multiply, "type"_a, "instruction_set"_a, "matrix"_a, "vectors"_a, "n_rows"_a,
              "Products (n_vectors, n_rows) of a matrix, as files hold it, and float32 vectors: for tests.");
-  module.def("attend", attend, "type"_a, "q"_a, "k"_a, "v"_a, "mask"_a, "shape"_a, "scale"_a, "n_threads"_a,
+  module.def("attention_kernels", attention_kernels, "Instruction sets that attention can use here, the fastest first.");
+  module.def("attend", attend, "type"_a, "instruction_set"_a, "q"_a, "k"_a, "v"_a, "mask"_a, "shape"_a, "scale"_a,
+             "n_threads"_a,
              "Attention (n_streams, n_tokens, n_heads, width); keys and values are f16 or q8_0; cut as for "
              "n_threads: for tests.");
 }

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
-import msgspec
 import numpy as np
 import pytest
 
 from hostler_llamacpp import _kernels
 
-from .running import GREEDY, Loaded, prompt
-from .tiny_models import requantized
-
-pytestmark = pytest.mark.skipif(
-    ("q8_0", "avx512_vnni") not in _kernels.kernels(), reason="this processor has no AVX-512, which attention is written for"
-)
+KERNELS = _kernels.attention_kernels()
+pytestmark = pytest.mark.skipif(not KERNELS, reason="attention is written for AVX2 and AVX-512")
 
 SHAPES = [
     # heads, heads with keys, width, tokens, positions, streams
@@ -47,6 +39,9 @@ class Case:
     """Random queries, keys and values of a shape, and a mask as a causal model has it: the last token sees everything but the
     padding, and every stream's first token sees one position."""
 
+    instruction_set = ""
+    """Of the fixture."""
+
     def __init__(self, shape: tuple[int, ...], kind: str = "f16") -> None:
         self.kind = kind
         self.n_heads, self.n_kv_heads, width, self.n_tokens, n_positions, self.n_streams = shape
@@ -62,7 +57,8 @@ class Case:
 
     def attend(self, *, n_threads: int = 2, has_mask: bool = True) -> np.ndarray:
         found = _kernels.attend(
-            self.kind, self.q.tobytes(), self.stored(self.k), self.stored(self.v), self.mask.tobytes() if has_mask else b"",
+            self.kind, self.instruction_set, self.q.tobytes(), self.stored(self.k), self.stored(self.v),
+            self.mask.tobytes() if has_mask else b"",
             (self.n_heads, self.n_kv_heads, self.n_tokens, self.n_streams), self.scale, n_threads,
         )  # fmt: skip
         return np.frombuffer(found, np.float32).reshape(self.q.shape)
@@ -90,6 +86,13 @@ class Case:
         shares = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
         result: np.ndarray = np.einsum("shtp,sphw->sthw", shares, v)
         return result
+
+
+@pytest.fixture(params=KERNELS, autouse=True)
+def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each that this processor has."""
+    monkeypatch.setattr(Case, "instruction_set", request.param)
+    return str(request.param)
 
 
 @pytest.mark.parametrize(("kind", "shape"), CASES, ids=str)
@@ -177,22 +180,8 @@ def test_shapes_without_a_kernel_are_refused(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("width", [16, 48, 80])
-def test_q8_0_is_attended_in_whole_blocks(width: int) -> None:
+def test_q8_0_is_attended_in_whole_blocks(width: int, instruction_set: str) -> None:
+    keys = bytes(2 * 16 * width)
+
     with pytest.raises(ValueError, match="no kernel for this shape"):
-        _kernels.attend("q8_0", bytes(width * 4), bytes(2 * 16 * width), bytes(2 * 16 * width), b"", (1, 1, 1, 1), 1.0, 1)
-
-
-@pytest.mark.parametrize("cache_type", ["f16", "q8_0"])
-def test_a_prompt_gives_the_same_answer_to_the_last_bit_however_it_is_cut(
-    models: Path, tmp_path: Path, load: Callable[..., Loaded], cache_type: str
-) -> None:
-    """Products and attention are the same for one row and for many, so guesses and chunks change nothing."""
-    path = requantized(models / "llama.gguf", tmp_path / "quantized.gguf", "Q8_0")
-    settings = {"flash_attn": True, "cache_type": cache_type}
-    tokens = prompt(150, 3)
-    params = msgspec.structs.replace(GREEDY, max_tokens=20, logprobs=5)
-
-    loaded = [load(path, **settings, n_batch=n, cpu_threads=n_threads) for n, n_threads in ((256, 1), (8, 1), (37, 2))]
-    answers = [one.answer(tokens, params) for one in loaded]
-
-    assert answers[0].logprobs == answers[1].logprobs == answers[2].logprobs
+        _kernels.attend("q8_0", instruction_set, bytes(width * 4), keys, keys, b"", (1, 1, 1, 1), 1.0, 1)

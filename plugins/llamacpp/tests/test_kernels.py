@@ -199,3 +199,19 @@ def test_a_library_that_is_not_loaded_is_not_loaded(tmp_path: Path) -> None:
     )
 
     assert "libllama.so is not loaded" in done.stdout
+
+
+@pytest.mark.parametrize("cache_type", ["f16", "q8_0"])
+def test_a_prompt_gives_the_same_answer_to_the_last_bit_however_it_is_cut(
+    models: Path, tmp_path: Path, load: Callable[..., Loaded], cache_type: str
+) -> None:
+    """Products and attention are the same for one row and for many, so guesses and chunks change nothing."""
+    path = requantized(models / "llama.gguf", tmp_path / "quantized.gguf", "Q8_0")
+    settings = {"flash_attn": True, "cache_type": cache_type}
+    tokens = prompt(150, 3)
+    params = msgspec.structs.replace(GREEDY, max_tokens=20, logprobs=5)
+
+    loaded = [load(path, **settings, n_batch=n, cpu_threads=n_threads) for n, n_threads in ((256, 1), (8, 1), (37, 2))]
+    answers = [one.answer(tokens, params) for one in loaded]
+
+    assert answers[0].logprobs == answers[1].logprobs == answers[2].logprobs

@@ -37,8 +37,8 @@ std::vector<std::uint16_t> values_of_one_half(std::int64_t n, bool is_q8_0) {
 }
 
 /// Everybody sees everything, and all values are one half: so is every result.
-void attend_stored(bool is_q8_0, std::int64_t width, std::int64_t n_heads, std::int64_t n_kv_heads, std::int64_t n_tokens,
-                   std::int64_t n_positions, std::int64_t n_streams, int n_threads) {
+void attend_stored(const Kernel& kernel, bool is_q8_0, std::int64_t width, std::int64_t n_heads, std::int64_t n_kv_heads,
+                   std::int64_t n_tokens, std::int64_t n_positions, std::int64_t n_streams, int n_threads) {
   const std::vector<float> q(bytes(n_streams * n_tokens * n_heads * width, 1), 0.5f);
   const auto k = drawn_keys(n_streams * n_positions * n_kv_heads * width, is_q8_0);
   const auto v = values_of_one_half(n_streams * n_positions * n_kv_heads * width, is_q8_0);
@@ -73,20 +73,22 @@ void attend_stored(bool is_q8_0, std::int64_t width, std::int64_t n_heads, std::
   each([&](int t) {
     const std::unique_ptr<char[]> scratch(new char[plan.scratch_bytes]);
     for (std::int64_t unit = t; unit < plan.n_units; unit += n_threads) {
-      attend(problem, plan, unit, unit + n_threads, scratch.get(), partials.data());
+      kernel.attend(problem, plan, unit, unit + n_threads, scratch.get(), partials.data());
     }
   });
   if (plan.is_split) {
-    each([&](int t) { merge(problem, plan, t, n_threads, partials.data()); });
+    each([&](int t) { kernel.merge(problem, plan, t, n_threads, partials.data()); });
   }
   for (const float value : out) CHECK(std::fabs(value - 0.5f) < 1e-4f);
 }
 
 void attend_in_threads(std::int64_t width, std::int64_t n_heads, std::int64_t n_kv_heads, std::int64_t n_tokens,
                        std::int64_t n_positions, std::int64_t n_streams, int n_threads) {
-  for (const bool is_q8_0 : {false, true}) {
-    if (is_q8_0 && width % 32 != 0) continue;
-    attend_stored(is_q8_0, width, n_heads, n_kv_heads, n_tokens, n_positions, n_streams, n_threads);
+  for (const Kernel* const* kernel = kernels(); *kernel != nullptr; ++kernel) {
+    for (const bool is_q8_0 : {false, true}) {
+      if (is_q8_0 && width % 32 != 0) continue;
+      attend_stored(**kernel, is_q8_0, width, n_heads, n_kv_heads, n_tokens, n_positions, n_streams, n_threads);
+    }
   }
 }
 
