@@ -1,7 +1,7 @@
 // Products of a quantized matrix with rows of float32, from a layout in which sixteen of the matrix's rows lie side by side.
 //
-// llama.cpp multiplies these types one row with one vector at a time on x86. Here a tile of sixteen rows is unpacked once for
-// up to eight vectors, and each instruction multiplies 64 of its weights. The arithmetic is llama.cpp's: activations are
+// llama.cpp multiplies these types one row with one vector at a time on x86. Here a tile of sixteen rows, or half of one, is
+// unpacked once for up to eight vectors, and each instruction multiplies 64 or 32 of its weights. The arithmetic is llama.cpp's: activations are
 // rounded to 8 bits in blocks of 32 with one scale each, products of a block are summed as integers, blocks in float32.
 //
 // Ownership: plain functions over the caller's memory, which threads share as they like. Nothing here knows ggml.

@@ -114,6 +114,19 @@ def test_a_type_that_the_plugin_packs_is_tried(
     assert [one.name for one in tuned.variants] == ["original", *expected]
 
 
+def test_kernels_that_cannot_be_used_are_told_and_none_of_their_types_is_tried(
+    settings: Settings, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job.kernels, "packed_types", lambda: frozenset({"Q4_1"}))
+    monkeypatch.setattr(job.kernels, "attach", lambda: ["another llama.cpp"])
+    display = Silent()
+
+    tuned = tuning_of(settings, work, display=display).run()
+
+    assert "another llama.cpp" in display.notes
+    assert "Q4_1" not in {one.name for one in tuned.variants}
+
+
 def test_every_step_loads_the_model_as_it_is_run(settings: Settings, work: Work) -> None:
     Library(settings.home, {}).update("tiny", settings={"extra": {"repack": False}})
     asked: dict[str, set[bool]] = {}
@@ -127,10 +140,16 @@ def test_every_step_loads_the_model_as_it_is_run(settings: Settings, work: Work)
     assert asked == {step: {False} for step in ("loss", "importance", "quantize", "sensitivity", "speed")}
 
 
-def test_another_setting_of_repack_begins_anew(settings: Settings, work: Work) -> None:
+@pytest.mark.parametrize("change", ["the setting", "the kernels"])
+def test_what_was_measured_with_other_kernels_begins_anew(
+    settings: Settings, work: Work, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
     tuning_of(settings, work).begin()
     work.note("loss source", {"perplexity": 1.0})
-    Library(settings.home, {}).update("tiny", settings={"extra": {"repack": False}})
+    if change == "the setting":
+        Library(settings.home, {}).update("tiny", settings={"extra": {"repack": False}})
+    else:
+        monkeypatch.setattr(job.kernels, "names", lambda: ["q4_1 avx3"])
 
     tuning_of(settings, work).begin()
 

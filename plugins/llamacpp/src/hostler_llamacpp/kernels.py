@@ -26,6 +26,12 @@ def packed_types() -> frozenset[str]:
     return frozenset(kind.upper() for kind, _ in _kernels.kernels())
 
 
+def names() -> list[str]:
+    """All that there is for this processor, by instruction set: what was measured with others does not hold for them."""
+    products = [f"{kind} {instructions}" for kind, instructions in _kernels.kernels()]
+    return products + [f"attention {instructions}" for instructions in _kernels.attention_kernels()]
+
+
 def attach() -> list[str]:
     """Have what is loaded from now on multiplied by them; to be called before each load, does something at the first.
 

@@ -23,6 +23,9 @@ Step = Callable[[str, Callable[[ShowStep], Found], Callable[[Found], str]], Foun
 """Shows what is done meanwhile, and in words what came of it."""
 
 
+_VARIANT = "variant.gguf.part"
+
+
 class Files:
     """Of one source."""
 
@@ -95,6 +98,10 @@ class Files:
         fine = self.quantized(FINE)
         if not variant.weights:
             return fine
-        out = self._work.path("variant.gguf.part")
+        out = self._work.path(_VARIANT)
         splice(fine, {name: self.quantized(kind) for name, kind in variant.weights.items()}, out)
         return out
+
+    def drop_variant(self) -> None:
+        """Free the room that the last of them took."""
+        self._work.path(_VARIANT).unlink(missing_ok=True)

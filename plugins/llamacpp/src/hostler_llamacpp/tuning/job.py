@@ -151,17 +151,17 @@ class Tuning:
             huge_pages=self._has_huge_pages and hugepages.are_wanted(source.path, given),
         )
         """As the model runs now."""
-        packed = kernels.packed_types() if self._repack else frozenset[str]()
-        self._files = Files(source, work, self._run, self._step, display.show, self._n_cores, packed)
+        self._files: Files
+        """Of `begin`."""
         self._is_from_other = source.made_from != source.path
 
     # -- before -------------------------------------------------------------------------------------------------------
 
     def needed_bytes(self) -> int:
-        """Of disk, at most at once: the fine file, the coarse ones, a mix, and the source's distributions."""
+        """Of disk, at most at once: the fine file, the coarse ones, a mix, and the source's distributions on both texts."""
         source = self.order.source
         files = 2 * fine_bytes(source.n_params) + len(self._files.coarse) * coarse_bytes(source.n_params)
-        return files + min(2 * 2600 * source.n_vocab, 600 * 1024 * 1024)
+        return files + min(2 * 2600 * source.n_vocab, 600 * 1024 * 1024) + 2 * SENSITIVITY_TOKENS * source.n_vocab
 
     def begin(self) -> None:
         """Read what is known, and see that there is room.
@@ -169,7 +169,7 @@ class Tuning:
         Raises:
             InsufficientStorage
         """
-        source, needed, free = self.order.source, self.needed_bytes(), self._free_bytes(self._work.folder)
+        source = self.order.source
         known = self._work.resume(
             {
                 **source.fingerprint(),
@@ -177,11 +177,15 @@ class Tuning:
                 "machine": machine(),
                 "running": msgspec.to_builtins(self.start),
                 "repack": self._repack,
+                "kernels": kernels.names(),
                 "is_quick": self.order.is_quick,
                 "text": texts.digest(),
             },
             is_again=self.order.is_again,
         )
+        packed = self._packed_types()
+        self._files = Files(source, self._work, self._run, self._step, self._display.show, self._n_cores, packed)
+        needed, free = self.needed_bytes(), self._free_bytes(self._work.folder)
         made = (
             f"{source.quantization}, as it is"
             if not self._is_from_other
@@ -208,6 +212,15 @@ class Tuning:
                 available_bytes=free,
             )
 
+    def _packed_types(self) -> frozenset[str]:
+        """What the plugin packs when it loads this model."""
+        if not self._repack or not kernels.packed_types():
+            return frozenset()
+        warnings: list[str] = self._work.once("kernels", lambda: self._run("attach", {}, None))["warnings"]
+        for warning in warnings:
+            self._display.note(warning)
+        return frozenset() if warnings else kernels.packed_types()
+
     # -- all of it ----------------------------------------------------------------------------------------------------
 
     def run(self) -> Tuned:
@@ -223,7 +236,7 @@ class Tuning:
         started = time.monotonic()
         quick = self.order.is_quick
         n_coarse = len(self._files.coarse)
-        self._of = 2 + self._is_from_other + 1 + n_coarse + (0 if quick else n_coarse + len(SHARES)) + 2
+        self._of = 2 + self._is_from_other + 1 + n_coarse + (0 if quick else 1 + n_coarse + len(SHARES)) + 2
         losses: dict[str, Loss] = {}
         losses[ORIGINAL] = self._original()
         variants = self._files.singles()
@@ -365,6 +378,7 @@ class Tuning:
         ]
 
     def _sensitivity(self, kind: str, groups: list[Group]) -> dict[str, Any]:
+        self._files.drop_variant()
         arguments = {
             **LOSS_RUNNING,
             "original": str(self.order.source.made_from),

@@ -13,11 +13,11 @@ FINE = "Q8_0"
 """What keeps all that a 4-bit source has, and runs on fast kernels."""
 COARSE = ("IQ4_NL", "Q4_0")
 """4-bit types whose rows llama.cpp repacks for the CPU, the closer one first."""
-COARSE_PACKED = "Q4_1"
-"""The closest of all, where the plugin packs it itself (see kernels.py)."""
 COARSE_K = "Q4_K"
 """The same for models whose rows are multiples of 256."""
 K_BLOCK = 256
+COARSE_PACKED = "Q4_1"
+"""The closest of all, where the plugin packs it itself (see kernels.py)."""
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Of mixes: how much of what could be saved they save."""
 ENDS = ("token_embd.weight", "output.weight", "per_layer_token_embd.weight")

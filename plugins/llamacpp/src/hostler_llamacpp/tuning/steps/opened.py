@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import llama_cpp as llama
 import numpy as np
 
-from hostler import EngineSettings
+from hostler import EngineSettings, HostlerError
 from hostler_llamacpp import kernels, loading
 from hostler_llamacpp.binding import Batch, log, short
+from hostler_llamacpp.estimate import is_mostly_packed
 from hostler_llamacpp.vocabulary import Vocabulary
 
 ROWS = 128
@@ -62,7 +64,8 @@ class Opened:
             kernels.attach()
         log.reset()
         params = llama.llama_model_default_params()
-        params.load_mode = 1 if use_mmap else 0
+        settings = EngineSettings(ctx_len=n_ctx, flash_attn=flash_attn, cache_type=cache_type, extra={"repack": repack})
+        params.load_mode = 1 if use_mmap and not _is_copied(Path(path), settings) else 0
         params.check_tensors = True
         params.use_extra_bufts = repack
         params.n_gpu_layers = 0
@@ -70,7 +73,6 @@ class Opened:
         if not self.model:
             raise NotMeasurable(f"llama.cpp cannot load {path}: {log.reason() or 'it gave no reason'}")
         self._on_node = on_node  # INVARIANT: llama.cpp holds it as long as the context lives
-        settings = EngineSettings(ctx_len=n_ctx, flash_attn=flash_attn, cache_type=cache_type)
         wanted = loading.context_params(settings, loading.CACHE_TYPES[cache_type], n_threads)
         wanted.n_ctx = loading.padded(n_ctx)
         wanted.n_seq_max = 1
@@ -152,6 +154,13 @@ class Opened:
         size = n_chunk - len(first)
         parts: list[Sequence[int]] = [tokens[start : start + size] for start in range(0, len(tokens), size)]
         return [np.array([*first, *part], np.int32) for part in parts if len(part) > 1]
+
+
+def _is_copied(path: Path, settings: EngineSettings) -> bool:
+    try:
+        return is_mostly_packed(path, settings)
+    except (HostlerError, OSError):
+        return False  # llama.cpp says what is wrong with it
 
 
 def _writes_text(model: int) -> bool:
