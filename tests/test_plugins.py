@@ -544,12 +544,14 @@ def test_a_plugin_that_hangs_while_it_adds_commands_adds_none_even_later(impatie
             release.wait()
             cli.add_command(click.Command("late"))
 
+    others = threading.enumerate()
     cli, plugins = cli_with(late=Late(), good=CommandPlugin("coal"))
+    late = [thread for thread in threading.enumerate() if thread.name == "plugins" and thread not in others]
     release.set()
-    for thread in threading.enumerate():
-        if thread.name == "plugins":
-            thread.join(10)
+    for thread in late:
+        thread.join(10)
 
+    assert late
     assert sorted(cli.commands) == ["coal", "serve"]
     assert "plugin 'late' is skipped: register_commands did not return" in messages(plugins)[0]
 

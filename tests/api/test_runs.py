@@ -491,12 +491,13 @@ def test_a_stream_ends_with_an_error_event_when_its_thread_is_deleted(serve: Ser
     with httpx.Client(base_url=serve(), timeout=DEADLINE_S) as http:
         thread_id = http.post("/v1/threads", json={"messages": [{"role": "user", "content": "Hello!"}]}).json()["id"]
         with http.stream("POST", f"/v1/threads/{thread_id}/runs", json={"stream": True}) as answer:
-            body = ""
+            body, is_deleted = "", False
             for piece in answer.iter_text():
                 body += piece
-                if pause.reached.is_set() and "thread.message.delta" in body:
+                if not is_deleted and "thread.message.delta" in body:
+                    assert pause.reached.wait(DEADLINE_S)
                     httpx.delete(f"{http.base_url}/v1/threads/{thread_id}", timeout=DEADLINE_S)
-                    pause.reached.clear()
+                    is_deleted = True
 
     name, data = events_of(body)[-1]
     assert (name, data["error"]["code"]) == ("error", "thread_not_found")
