@@ -1,8 +1,9 @@
 // How a problem is cut; no special instructions here.
 #include "attention.h"
 
-namespace hostler::attention {
+#include "processor.h"
 
+namespace hostler::attention {
 namespace {
 
 constexpr std::int64_t kTileRows = 48;
@@ -21,11 +22,8 @@ Runnable find_runnable() noexcept {
   Runnable found;
 #ifdef HOSTLER_X86
   const Kernel** next = found.kernels;
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
-    *next++ = &kAvx512;
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) *next++ = &kAvx2;
+  if (processor::has_avx512()) *next++ = &kAvx512;
+  if (processor::has_avx2()) *next++ = &kAvx2;
 #endif
   return found;
 }

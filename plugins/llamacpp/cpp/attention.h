@@ -28,13 +28,13 @@ struct View {
 struct Problem {
   std::int64_t width;  // of a head: a multiple of 16, at most kMaxWidth
   std::int64_t n_heads;
-  std::int64_t n_kv_heads;  // n_heads is a multiple
+  std::int64_t n_kv_heads;   // n_heads is a multiple
   std::int64_t n_tokens;     // of each stream
   std::int64_t n_positions;  // a multiple of 16
   std::int64_t n_streams;
   float scale;
   bool is_q8_0;  // keys and values are Q8_0, the width is a multiple of 32; else float16
-  View q;          // float32
+  View q;        // float32
   View k;
   View v;
   View mask;   // float16 by token and position, added to the scaled products; data may be null

@@ -3,9 +3,7 @@
 
 #include <cstring>
 
-#ifdef HOSTLER_X86
-#include <cpuid.h>
-#endif
+#include "processor.h"
 
 namespace hostler::packed {
 namespace {
@@ -33,15 +31,6 @@ constexpr const Kernels* kAll[] = {
 #endif
     &kQ4_1Avx2,    &kQ8_0Avx2,
 };
-
-/// Leaf 7.1, EAX, bit 4: compilers' own names for it are younger than the instruction.
-bool has_avx_vnni() noexcept {
-  unsigned eax = 0;
-  unsigned ebx = 0;
-  unsigned ecx = 0;
-  unsigned edx = 0;
-  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & (1u << 4)) != 0;
-}
 #endif
 
 }  // namespace
@@ -69,13 +58,9 @@ void pack_q8_0(const void* blocks, std::int64_t n_rows, std::int64_t n_blocks, v
 KernelsList all_kernels() noexcept { return {kAll, sizeof kAll / sizeof *kAll}; }
 
 bool can_run(const Kernels& kernels) noexcept {
-  __builtin_cpu_init();
-  if (std::strcmp(kernels.instruction_set, "avx512_vnni") == 0) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512vnni");
-  }
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  return has_avx2 && (std::strcmp(kernels.instruction_set, "avx_vnni") != 0 || has_avx_vnni());
+  if (std::strcmp(kernels.instruction_set, "avx512_vnni") == 0) return processor::has_avx512_vnni();
+  if (std::strcmp(kernels.instruction_set, "avx_vnni") == 0) return processor::has_avx_vnni();
+  return processor::has_avx2();
 }
 
 #else
